@@ -1,0 +1,32 @@
+#pragma once
+// Linear layers on a CPU: out = x * W^T + bias with f32 activations, in three arithmetics (ComputeType).
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "device/cpu/isa.h"
+#include "device/cpu/team.h"
+#include "device/ops.h"
+
+namespace baton::device::cpu {
+
+class CpuLinear : public Linear {
+ public:
+  // Bytes of work space that run() needs for so many tokens.
+  virtual std::size_t scratch_bytes(std::int64_t tokens) const = 0;
+  // x [tokens, in] and out [tokens, out], rows `stride` floats apart. Bits of a row do not depend on `tokens`, its index or the team.
+  virtual void run(Team& team, const float* x, std::int64_t x_stride, std::int64_t tokens, float* out, std::int64_t out_stride,
+                   std::byte* scratch) const = 0;
+};
+
+Result<std::unique_ptr<CpuLinear>> make_linear(Isa isa, std::span<const HostWeight> parts, std::span<const float> bias, ComputeType compute);
+
+// Simple-loop upper bounds on the calling thread's core and the team's others together; for MachineLimits.
+double measure_read_bandwidth(Team& team);
+double measure_f32_flops(Isa isa, Team& team);
+double measure_bf16_flops(Isa isa, Team& team);
+double measure_int8_ops(Isa isa, Team& team);
+
+}  // namespace baton::device::cpu
