@@ -68,6 +68,11 @@ class Ops {
   virtual void rope(const RopeTable& table, const Tensor& positions, const Tensor& x) = 0;
   // pool[layer][slots[t]] = k[t], v[t]                            k, v [T, kv_heads, D]
   virtual void kv_write(const StepMeta& meta, KvPool& pool, int layer, const Tensor& k, const Tensor& v) = 0;
+  // pool[.., to, ..] = pool[.., from, ..] in all layers: copy-on-write of a block that forked sequences share.
+  struct BlockCopy {
+    BlockId from, to;
+  };
+  virtual void copy_blocks(KvPool& pool, std::span<const BlockCopy> copies) = 0;
   // Causal attention of each sequence's queries over its paged context, this step's tokens included (kv_write comes first).
   // The context is read in fixed tiles from position 0, merged in index order.       q, out [T, heads, D]
   virtual void attention(const StepMeta& meta, const KvPool& pool, int layer, const Tensor& q, float scale, const Tensor& out) = 0;

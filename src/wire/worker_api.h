@@ -1,0 +1,113 @@
+#pragma once
+// What gateway and workers say to each other, as JSON over HTTP (one object a line in streamed answers):
+//
+//   POST /internal/decode    DecodeLeg   -> 200 and a stream of LegEvents, or 429/503 with Retry-After
+//   POST /internal/prefill   PrefillLeg  -> the same
+//   GET  /internal/status                -> WorkerStatus
+//   POST /internal/finish_choice?request=ID&choice=N -> 204: ends one choice of a running decode leg
+//
+// Closing a leg's connection cancels it, in every state.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/status.h"
+#include "wire/generate.h"
+
+namespace baton::wire {
+
+inline constexpr int kProtocolVersion = 1;
+
+struct DecodeLeg {
+  GenerateRequest request;
+  Attempt attempt{1};
+  bool local_prefill = false;  // aggregated: compute the prompt here, no lease
+};
+
+struct PrefillLeg {
+  GenerateRequest request;
+  Attempt attempt{1};
+  LeaseId lease;
+  std::string decode_worker;       // name, for logs
+  std::string link_host;           // where D accepts hand-off links
+  int link_port = 0;
+  Incarnation decode_incarnation;  // D as the gateway knew it when it got the lease
+};
+
+// Events of both legs.
+struct Reserved {
+  LeaseId lease;
+};
+struct Started {};  // the prompt has entered a batch
+struct Committed {
+  Attempt attempt;
+  std::vector<TokenEvent> first;     // one a choice
+};
+struct Nacked {
+  Status status;  // D refused or could not verify; nothing of this attempt will be used
+};
+struct Tokens {
+  std::vector<TokenEvent> tokens;  // of one step
+};
+struct PromptLogprobs {
+  std::vector<std::optional<TokenEvent>> entries;
+};
+struct Done {};
+struct Failed {
+  Status status;
+};
+using LegEvent = std::variant<Reserved, Started, Committed, Nacked, Tokens, FinishEvent, PromptLogprobs, Served, Done, Failed>;
+
+// Two KV pools pair only if these are equal.
+struct KvSchema {
+  int layers = 0, kv_heads = 0, head_dim = 0;  // of the whole model, not of a rank
+  std::string dtype;
+  bool operator==(const KvSchema&) const = default;
+};
+
+enum class Role : std::uint8_t { kPrefill, kDecode, kBoth };
+std::string_view to_string(Role role);
+std::optional<Role> role_from_string(std::string_view name);
+
+struct WorkerStatus {
+  std::string name;
+  Role role = Role::kBoth;
+  Incarnation incarnation;
+  int protocol = kProtocolVersion;
+  std::string model_digest, numerics_id;
+  KvSchema kv;
+  int link_port = 0;  // hand-off links (decode role)
+  bool ready = false;
+  bool draining = false;
+  // load
+  int running = 0, waiting = 0;
+  std::int32_t block_tokens = 0, blocks_total = 0, blocks_free = 0, blocks_cached = 0;
+  std::int32_t max_num_seqs = 0;
+  std::int64_t max_model_len = 0;
+  std::int64_t queued_prefill_tokens = 0;
+  double prefill_tokens_per_s = 0;  // recent, for placement; 0 while unknown
+  // progress: a worker with work whose counter stands still is not healthy
+  std::uint64_t steps = 0;
+  double oldest_held_ms = 0;
+  // counters for metrics
+  std::uint64_t prompt_tokens = 0, prompt_tokens_computed = 0, generation_tokens = 0, preemptions = 0;
+  std::uint64_t prefix_queries = 0, prefix_hits = 0;  // tokens
+  std::uint64_t handoffs_ok = 0, handoffs_failed = 0, kv_bytes = 0;
+};
+
+std::string to_json(const DecodeLeg& leg);
+std::string to_json(const PrefillLeg& leg);
+std::string to_json(const LegEvent& event);  // one line, no newline
+std::string to_json(const WorkerStatus& status);
+// Errors name the field. A peer's garbage closes the call, never the process.
+Result<DecodeLeg> decode_leg_from_json(std::string_view json);
+Result<PrefillLeg> prefill_leg_from_json(std::string_view json);
+Result<LegEvent> leg_event_from_json(std::string_view line);
+Result<WorkerStatus> worker_status_from_json(std::string_view json);
+
+}  // namespace baton::wire
