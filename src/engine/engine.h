@@ -1,0 +1,101 @@
+#pragma once
+// The engine of one worker: continuous batching over a paged KV pool. Its decisions are made by the pure Scheduler (scheduler.h); this shell
+// joins it to a StepExecutor, which owns the device's thread. All calls and callbacks are on the loop's thread.
+//
+// Three ways in, one sequence machinery:
+//   generate()      prompt and output here (aggregated)
+//   prefill()       the source of a hand-off: computes the prompt, samples the first tokens, then holds the KV until release()
+//   reserve() ...   the target of a hand-off: credit, then blocks, then decoding from KV that someone else computed
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/status.h"
+#include "device/kv_view.h"
+#include "engine/step.h"
+#include "net/event_loop.h"
+#include "wire/generate.h"
+
+namespace baton::engine {
+
+struct EngineOptions {
+  std::int64_t max_model_len = 2048;
+  std::int32_t max_num_seqs = 64;               // running at once
+  std::int32_t max_num_batched_tokens = 512;    // of a step
+  Duration max_step = std::chrono::milliseconds(100);  // time budget of a step's prefill part, from measured speed
+  std::int32_t max_waiting = 4096;              // beyond: kResourceExhausted
+  std::int32_t kv_blocks = 0, block_tokens = 0;
+  bool prefix_cache = true;
+};
+
+struct EngineStatus {
+  int running = 0, waiting = 0;
+  std::int32_t blocks_total = 0, blocks_free = 0, blocks_cached = 0, blocks_reserved = 0;
+  std::int64_t queued_prefill_tokens = 0;
+  double prefill_tokens_per_s = 0;
+  std::uint64_t steps = 0, prompt_tokens = 0, prompt_tokens_computed = 0, generation_tokens = 0, preemptions = 0;
+  std::uint64_t prefix_queries = 0, prefix_hits = 0;
+  bool failed = false;  // the executor died; nothing runs any more
+};
+
+// Where a hand-off source reports. Calls come in order: started, layers, first, or failed at any time.
+class PrefillSink {
+ public:
+  virtual ~PrefillSink() = default;
+  virtual void on_started(std::int32_t cached_tokens) = 0;
+  // The K and V of tokens [begin, end) of one layer are in the pool (cached prefix included: the first report of a layer begins at 0).
+  virtual void on_layer(int layer, std::int32_t begin, std::int32_t end) = 0;
+  virtual void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) = 0;
+  // The first token of each choice, and of each whether it ends there. Comes after the last on_layer.
+  struct First {
+    wire::TokenEvent token;
+    std::optional<wire::FinishEvent> finish;
+  };
+  virtual void on_first(std::vector<First> first) = 0;
+  virtual void on_failed(Status status) = 0;
+};
+
+// What D grants: it pinned `cached_tokens` of prefix (a multiple of the block size) and took blocks for the rest of the prompt.
+struct Grant {
+  SeqId seq;
+  std::int32_t cached_tokens = 0;
+  std::vector<BlockId> blocks;  // of the whole prompt, cached ones first
+};
+
+class Engine : public wire::Generator {
+ public:
+  // `pool_blocks` and block size in options are those of the KV pool that `executor` computes on.
+  static std::unique_ptr<Engine> create(net::Executor& loop, std::unique_ptr<StepExecutor> executor, const EngineOptions& options);
+  ~Engine() override = default;
+
+  // --- aggregated
+  std::unique_ptr<wire::GenerateCall> generate(wire::GenerateRequest request, std::shared_ptr<wire::GenerateSink> sink) override = 0;
+
+  // --- source of a hand-off
+  // kResourceExhausted when the queue is full, kInvalidArgument when it can never fit.
+  virtual Result<SeqId> prefill(wire::GenerateRequest request, std::shared_ptr<PrefillSink> sink) = 0;
+  // The blocks of its prompt so far, in order; valid until release().
+  virtual std::span<const BlockId> blocks(SeqId seq) const = 0;
+
+  // --- target of a hand-off
+  // Credit for the blocks that prompt and output may need: counted, not taken. kResourceExhausted names free and wanted.
+  virtual Status reserve(LeaseId lease, const wire::GenerateRequest& request) = 0;
+  virtual void unreserve(LeaseId lease) = 0;  // idempotent
+  // Turns credit into blocks.
+  virtual Result<Grant> grant(LeaseId lease, const wire::GenerateRequest& request) = 0;
+  // All of the prompt's KV is in the granted blocks and verified: publishes them to the prefix cache, forks per choice, decodes.
+  // Events (tokens after the first, finishes) go to `sink`; the handle cancels.
+  virtual std::unique_ptr<wire::GenerateCall> start_decode(SeqId seq, std::vector<PrefillSink::First> first,
+                                                           std::shared_ptr<wire::GenerateSink> sink) = 0;
+
+  // Ends a sequence of prefill() or grant() in any state; idempotent. Its blocks are reused only after the step that is running has ended.
+  virtual void release(SeqId seq) = 0;
+
+  virtual EngineStatus status() const = 0;
+};
+
+}  // namespace baton::engine
