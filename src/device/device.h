@@ -69,7 +69,8 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual const DeviceInfo& info() const = 0;
-  virtual std::unique_ptr<Context> create_context(const ContextOptions& options) = 0;
+  // Called on the thread that will own it. kResourceExhausted if the arena does not fit.
+  virtual Result<std::unique_ptr<Context>> create_context(const ContextOptions& options) = 0;
   virtual Result<std::unique_ptr<Buffer>> allocate(std::size_t bytes) = 0;
   virtual Result<std::unique_ptr<KvPool>> create_kv_pool(KvSpec spec) = 0;
   // `parts` are stacked along the rows (fused QKV, gate and up); `bias` is empty or has one value a row. The weights are packed or uploaded here;
