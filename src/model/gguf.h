@@ -12,13 +12,14 @@
 
 #include "base/status.h"
 #include "device/types.h"
+#include "model/mapped_file.h"
 
 namespace baton::model {
 
 struct GgufArray;
 using GgufValue = std::variant<std::uint64_t, std::int64_t, double, bool, std::string, std::shared_ptr<GgufArray>>;
 struct GgufArray {
-  std::vector<std::string> strings;      // one of the four is filled
+  std::vector<std::string> strings;  // one of the four is filled
   std::vector<std::int64_t> integers;
   std::vector<double> floats;
   std::vector<bool> bools;
@@ -35,9 +36,8 @@ struct GgufTensor {
 
 class GgufFile {
  public:
-  // `path`: the file, or the first of a split set.
+  // `path`: the file, or the first of a split set. Tensor data stays mapped as long as this object lives.
   static Result<std::shared_ptr<GgufFile>> open(const std::string& path);
-  ~GgufFile();
   const std::string& path() const { return path_; }
   const GgufValue* find(std::string_view key) const;
   // Typed look-ups; the error names file, key, and the type wanted.
@@ -45,14 +45,17 @@ class GgufFile {
   Result<std::int64_t> integer(std::string_view key) const;
   Result<double> number(std::string_view key) const;
   const std::map<std::string, GgufValue, std::less<>>& metadata() const { return metadata_; }
+  // Null unless the key is there and is an array.
+  const GgufArray* array(std::string_view key) const;
   const GgufTensor* tensor(std::string_view name) const;
   const std::map<std::string, GgufTensor, std::less<>>& tensors() const { return tensors_; }
 
  private:
   GgufFile() = default;
-  struct Mapping;
+  Status add_part(std::shared_ptr<const MappedFile> file);
+
   std::string path_;
-  std::vector<std::unique_ptr<Mapping>> mappings_;
+  std::vector<std::shared_ptr<const MappedFile>> parts_;
   std::map<std::string, GgufValue, std::less<>> metadata_;
   std::map<std::string, GgufTensor, std::less<>> tensors_;
 };
