@@ -8,6 +8,7 @@
 
 #include "device/cpu/isa.h"
 #include "device/cpu/team.h"
+#include "device/cpu/weight_arena.h"
 #include "device/ops.h"
 
 namespace baton::device::cpu {
@@ -21,7 +22,13 @@ class CpuLinear : public Linear {
                    std::byte* scratch) const = 0;
 };
 
-Result<std::unique_ptr<CpuLinear>> make_linear(Isa isa, std::span<const HostWeight> parts, std::span<const float> bias, ComputeType compute);
+// Stacks `parts` (all with the same inputs; formats may differ) into one layer and packs them. `bias` is empty or has one number for each
+// output. kInt8 is for block formats; F32, F16 and BF16 parts then compute as kBF16 where the instruction set has it, else as kF32. kBF16
+// and kF32 expand block formats piece by piece as they multiply: they stay quantised in memory. Layers made with the same arena lie one
+// after the other in memory, in the order in which a step should read them; null gives the layer memory of its own. kInvalidArgument names
+// the part that does not fit; kResourceExhausted: no memory.
+Result<std::unique_ptr<CpuLinear>> make_linear(Isa isa, std::span<const HostWeight> parts, std::span<const float> bias, ComputeType compute,
+                                               std::shared_ptr<WeightArena> arena = nullptr);
 
 // Simple-loop upper bounds on the calling thread's core and the team's others together; for MachineLimits.
 double measure_read_bandwidth(Team& team);

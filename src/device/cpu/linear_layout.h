@@ -1,0 +1,89 @@
+#pragma once
+// How the linear layers' weights and activations lie in memory: one layout for every instruction set. LINEAR.md has the why.
+//
+// Weights: panels of 32 output rows, one after the other; a panel holds all of K in order, so that a pass over the weights reads strictly
+// forward. Plain kinds: f32 [K][32], bf16 [ceil(K / 2)][32][2]. Block kinds: a record for each 32 of K,
+//   4-bit codes  [4 i][2 groups][16 rows][4 j]  low nibble: k = 4 i + j, high nibble: k = 16 + 4 i + j
+//   8-bit codes  [8 i][2 groups][16 rows][4 j]  k = 4 i + j
+//   scales       [32 / run][32 rows] half or f32, then as many minima where the kind has them.
+// weight = d * (code - shift), or d * code + m with minima. Rows past the last are zeros.
+//
+// Activations: tiles of T consecutive tokens. For the int8 kernels a record for each 32 of K: int8 [8 i][T][4 j], then f32 s[T], f32 z[T],
+// int32 c[2][T]: x = s * q, z = s * sum(q), c[h] = -shift * sum(q over run h). For f32: [K][T], for bf16: [ceil(K / 2)][T][2].
+
+#include <cstddef>
+#include <cstdint>
+
+namespace baton::device::cpu {
+
+enum class PackKind : std::uint8_t {
+  kU4Half,     // Q4_0
+  kU4HalfMin,  // Q4_1
+  kU8Half,     // Q8_0, Q5_0
+  kU8HalfMin,  // Q5_1
+  kU4Min,      // Q4_K
+  kU8Min,      // Q5_K
+  kU8Run16,    // Q6_K
+  kF32,
+  kBF16,
+};
+
+inline constexpr int kPanelRows = 32;
+inline constexpr int kBlock = 32;
+
+struct PackTraits {
+  int bits;  // of a stored code, 0 for plain kinds
+  int run;   // consecutive weights that share d and m
+  int shift;
+  bool half;  // scales in half precision, else f32
+  bool minima;
+
+  constexpr bool plain() const { return bits == 0; }
+  constexpr std::size_t code_bytes() const { return static_cast<std::size_t>(kPanelRows) * kBlock * bits / 8; }
+  constexpr std::size_t scale_bytes() const { return static_cast<std::size_t>(kBlock / run) * kPanelRows * (half ? 2 : 4); }
+  constexpr std::size_t record_bytes() const { return code_bytes() + scale_bytes() * (minima ? 2 : 1); }
+};
+
+constexpr PackTraits traits(PackKind kind) {
+  switch (kind) {
+    case PackKind::kU4Half:
+      return {4, 32, 8, true, false};
+    case PackKind::kU4HalfMin:
+      return {4, 32, 0, true, true};
+    case PackKind::kU8Half:
+      return {8, 32, 128, true, false};
+    case PackKind::kU8HalfMin:
+      return {8, 32, 0, true, true};
+    case PackKind::kU4Min:
+      return {4, 32, 0, false, true};
+    case PackKind::kU8Min:
+      return {8, 32, 0, false, true};
+    case PackKind::kU8Run16:
+      return {8, 16, 128, false, false};
+    case PackKind::kF32:
+    case PackKind::kBF16:
+      break;
+  }
+  return {0, 1, 0, false, false};
+}
+
+// Bytes of a panel of `k` inputs.
+constexpr std::size_t panel_bytes(PackKind kind, std::int64_t k) {
+  if (kind == PackKind::kF32) return static_cast<std::size_t>(k) * kPanelRows * 4;
+  if (kind == PackKind::kBF16) return static_cast<std::size_t>((k + 1) / 2) * kPanelRows * 4;
+  return static_cast<std::size_t>(k / kBlock) * traits(kind).record_bytes();
+}
+
+// How a kernel wants its activations.
+enum class TileKind : std::uint8_t { kInt8, kF32, kBF16 };
+
+inline constexpr std::size_t kInt8BlockBytes = kBlock + 16;  // of one token
+
+// Bytes of one token of `k` inputs in a tile; a tile of T tokens takes T times as many.
+constexpr std::size_t tile_token_bytes(TileKind kind, std::int64_t k) {
+  if (kind == TileKind::kInt8) return static_cast<std::size_t>(k / kBlock) * kInt8BlockBytes;
+  if (kind == TileKind::kF32) return static_cast<std::size_t>(k) * 4;
+  return static_cast<std::size_t>((k + 1) / 2) * 4;
+}
+
+}  // namespace baton::device::cpu

@@ -1,0 +1,158 @@
+#pragma once
+// Portable kernels of the linear layers: the scalar instruction set's, and those parts of the others' that need no intrinsics (the
+// including file's flags let the compiler vectorise them). Internal linkage throughout: each file has its own copy, compiled for its
+// instruction set.
+
+#include <cmath>
+#include <cstring>
+
+#include "device/cpu/linear_kernels.h"
+
+namespace baton::device::cpu {
+namespace {
+
+[[maybe_unused]] inline float portable_half(std::uint16_t h) {
+  const std::uint32_t magnitude = (static_cast<std::uint32_t>(h) & 0x7fff) << 13;
+  std::uint32_t bits;
+  if (magnitude >= 0x0f800000) {  // infinity or NaN
+    bits = magnitude | 0x7f800000;
+  } else {  // rebias the exponent by a multiplication, which handles subnormals too; exact
+    float f;
+    std::memcpy(&f, &magnitude, 4);
+    f *= 0x1p112F;
+    std::memcpy(&bits, &f, 4);
+  }
+  bits |= (static_cast<std::uint32_t>(h) & 0x8000) << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+[[maybe_unused]] inline std::uint16_t portable_bf16(float f) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
+  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+[[maybe_unused]] inline float portable_f32(std::uint32_t bf16) {
+  const std::uint32_t bits = bf16 << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+// Magnitudes are compared as integers, so that a NaN is the largest and reaches the output. Below kTiny a block counts as zeros: 127 / amax
+// would overflow.
+inline constexpr float kTiny = 1e-36F;
+
+[[maybe_unused]] void portable_int8_activations(const float* x, std::int64_t stride, int tokens, std::int64_t k, int shift, int run,
+                                                std::byte* tile) {
+  for (std::int64_t b = 0; b < k / kBlock; ++b, tile += kInt8BlockBytes * static_cast<std::size_t>(tokens)) {
+    auto* q = reinterpret_cast<std::int8_t*>(tile);
+    auto* s = reinterpret_cast<float*>(tile + kBlock * tokens);
+    auto* c = reinterpret_cast<std::int32_t*>(s + 2 * tokens);
+    for (int t = 0; t < tokens; ++t) {
+      const float* row = x + t * stride + b * kBlock;
+      std::uint32_t largest = 0;
+      for (int i = 0; i < kBlock; ++i) {
+        std::uint32_t bits;
+        std::memcpy(&bits, row + i, 4);
+        bits &= 0x7fffffff;
+        largest = bits > largest ? bits : largest;
+      }
+      float amax;
+      std::memcpy(&amax, &largest, 4);
+      const bool tiny = amax < kTiny;
+      const float inverse = tiny ? 0.0F : 127.0F / amax;
+      s[t] = tiny ? 0.0F : amax / 127.0F;
+      int sum[2] = {0, 0};
+      std::int8_t v[kBlock];
+      for (int i = 0; i < kBlock; ++i) {
+        // Adding 1.5 * 2^23 rounds to the nearest even integer and leaves it in the low bits. A NaN gives some number: the scale carries it
+        // on.
+        const float r = row[i] * inverse + 12582912.0F;
+        std::int32_t bits;
+        std::memcpy(&bits, &r, 4);
+        v[i] = static_cast<std::int8_t>(bits & 0xff);
+      }
+      for (int i = 0; i < kBlock / 2; ++i) sum[0] += v[i];
+      for (int i = kBlock / 2; i < kBlock; ++i) sum[1] += v[i];
+      for (int i = 0; i < kBlock / 4; ++i) std::memcpy(q + (i * tokens + t) * 4, v + 4 * i, 4);
+      s[tokens + t] = s[t] * static_cast<float>(sum[0] + sum[1]);
+      c[t] = -shift * (run == 16 ? sum[0] : sum[0] + sum[1]);
+      c[tokens + t] = -shift * sum[1];
+    }
+  }
+}
+
+[[maybe_unused]] void portable_f32_activations(const float* x, std::int64_t stride, int tokens, std::int64_t k, std::byte* tile) {
+  auto* out = reinterpret_cast<float*>(tile);
+  if (tokens == 1) {
+    std::memcpy(out, x, static_cast<std::size_t>(k) * 4);
+    return;
+  }
+  for (int t = 0; t < tokens; ++t) {
+    for (std::int64_t i = 0; i < k; ++i) out[i * tokens + t] = x[t * stride + i];
+  }
+}
+
+[[maybe_unused]] void portable_bf16_activations(const float* x, std::int64_t stride, int tokens, std::int64_t k, std::byte* tile) {
+  auto* out = reinterpret_cast<std::uint16_t*>(tile);
+  for (int t = 0; t < tokens; ++t) {
+    for (std::int64_t i = 0; i < k; ++i) out[(i / 2 * tokens + t) * 2 + i % 2] = portable_bf16(x[t * stride + i]);
+    if (k % 2 != 0) out[(k / 2 * tokens + t) * 2 + 1] = 0;
+  }
+}
+
+// The code of row r (0-31), input i (0-31) of a record.
+[[maybe_unused]] inline int portable_code(const std::uint8_t* codes, int bits, int r, int i) {
+  if (bits == 8) return codes[(i / 4 * 2 + r / 16) * 64 + r % 16 * 4 + i % 4];
+  const int pair = codes[(i % 16 / 4 * 2 + r / 16) * 64 + r % 16 * 4 + i % 4];
+  return i < 16 ? pair & 15 : pair >> 4;
+}
+
+// d (or m) of the rows of a panel, for each run.
+[[maybe_unused]] inline void portable_scales(const std::byte* p, bool half, int count, float* out) {
+  for (int i = 0; i < count; ++i) {
+    if (half) {
+      std::uint16_t h;
+      std::memcpy(&h, p + 2 * i, 2);
+      out[i] = portable_half(h);
+    } else {
+      std::memcpy(out + i, p + 4 * i, 4);
+    }
+  }
+}
+
+// dst[i] for the 32 rows, i = 0 .. 31: writer(i, r, value).
+template <class Writer>
+void portable_expand(PackKind kind, const std::byte* records, std::int64_t blocks, const Writer& write) {
+  const PackTraits t = traits(kind);
+  const int runs = kBlock / t.run;
+  float d[2 * kPanelRows], m[2 * kPanelRows] = {};
+  for (std::int64_t b = 0; b < blocks; ++b, records += t.record_bytes()) {
+    const auto* codes = reinterpret_cast<const std::uint8_t*>(records);
+    portable_scales(records + t.code_bytes(), t.half, runs * kPanelRows, d);
+    if (t.minima) portable_scales(records + t.code_bytes() + t.scale_bytes(), t.half, runs * kPanelRows, m);
+    for (int i = 0; i < kBlock; ++i) {
+      const int run = i / t.run * kPanelRows;
+      for (int r = 0; r < kPanelRows; ++r) {
+        const float q = static_cast<float>(portable_code(codes, t.bits, r, i) - t.shift);
+        write(b * kBlock + i, r, t.minima ? d[run + r] * q + m[run + r] : d[run + r] * q);
+      }
+    }
+  }
+}
+
+[[maybe_unused]] void portable_expand_f32(PackKind kind, const std::byte* records, std::int64_t blocks, float* out) {
+  portable_expand(kind, records, blocks, [out](std::int64_t i, int r, float v) { out[i * kPanelRows + r] = v; });
+}
+
+[[maybe_unused]] void portable_expand_bf16(PackKind kind, const std::byte* records, std::int64_t blocks, std::uint16_t* out) {
+  portable_expand(kind, records, blocks,
+                  [out](std::int64_t i, int r, float v) { out[(i / 2 * kPanelRows + r) * 2 + i % 2] = portable_bf16(v); });
+}
+
+}  // namespace
+}  // namespace baton::device::cpu
