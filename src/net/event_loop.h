@@ -1,6 +1,6 @@
 #pragma once
-// One thread, timers, posted work, signals. Everything in net/ runs its callbacks on its loop's thread; only post() and stop() may be called
-// from another one.
+// One thread, timers, posted work, signals. Everything in net/ runs its callbacks on its loop's thread; only post() and stop() may be
+// called from another one.
 
 #include <cstdint>
 #include <functional>
@@ -27,8 +27,8 @@ class EventLoop final : public Executor {
  public:
   EventLoop();
   ~EventLoop() override;
-  void run();   // until stop()
-  void stop();  // thread-safe
+  void run();                                      // until stop()
+  void stop();                                     // thread-safe
   void post(std::function<void()> work) override;  // thread-safe
   TimerId after(Duration delay, std::function<void()> work) override;
   void cancel(TimerId timer) override;

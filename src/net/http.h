@@ -56,15 +56,16 @@ class HttpResponder {
 
 struct HttpServerOptions {
   std::string host = "127.0.0.1";
-  int port = 0;        // 0: any free one
-  int listen_fd = -1;  // an already bound and listening socket (handed over by the supervisor) instead of host and port; not closed by the server
+  int port = 0;  // 0: any free one
+  int listen_fd =
+      -1;  // an already bound and listening socket (handed over by the supervisor) instead of host and port; not closed by the server
   std::size_t body_bytes_max = 32u << 20;  // 413 beyond, before the body is read in full
   std::size_t header_bytes_max = 64u << 10;
-  std::size_t connections_max = 8192;      // beyond: 503 and close
+  std::size_t connections_max = 8192;  // beyond: 503 and close
   std::size_t stream_buffer_bytes_max = 4u << 20;
   Duration header_timeout = std::chrono::seconds(30);  // a half-sent request is cut after this (also the body's idle limit)
   Duration keep_alive = std::chrono::seconds(75);
-  Duration write_timeout = std::chrono::seconds(60);   // a client that reads nothing for this long is aborted
+  Duration write_timeout = std::chrono::seconds(60);  // a client that reads nothing for this long is aborted
 };
 
 class HttpServer {
@@ -74,7 +75,7 @@ class HttpServer {
   static Result<std::unique_ptr<HttpServer>> listen(EventLoop& loop, HttpServerOptions options, Handler handler);
   virtual ~HttpServer() = default;
   virtual int port() const = 0;
-  virtual void stop_accepting() = 0;          // running answers go on
+  virtual void stop_accepting() = 0;  // running answers go on
   virtual std::size_t connections() const = 0;
 };
 

@@ -1,6 +1,6 @@
 #pragma once
-// An ordered byte stream between two workers that may be cut, stalled or throttled: the seam over which the hand-off protocol runs. TCP here;
-// the simulation supplies its own.
+// An ordered byte stream between two workers that may be cut, stalled or throttled: the seam over which the hand-off protocol runs. TCP
+// here; the simulation supplies its own.
 
 #include <cstdint>
 #include <functional>

@@ -5,14 +5,16 @@
 #include <string>
 #include <string_view>
 
+#include "base/clock.h"
 #include "base/status.h"
 
 namespace baton::text {
 
 struct ChatTemplateOptions {
-  std::string source;      // the Jinja text
-  std::string bos_token;   // texts, "" if the model has none
+  std::string source;     // the Jinja text
+  std::string bos_token;  // texts, "" if the model has none
   std::string eos_token;
+  const Clock* clock = nullptr;  // for strftime_now; borrowed; the system's if null
 };
 
 class ChatTemplate {
@@ -28,6 +30,7 @@ class ChatTemplate {
  private:
   ChatTemplate() = default;
   void* handle_ = nullptr;  // textkit's
+  const Clock* clock_ = nullptr;
 };
 
 // A template for models whose files carry none (ChatML); a warning says so at start.

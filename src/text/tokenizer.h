@@ -1,6 +1,6 @@
 #pragma once
-// Token ids <-> text. One implementation (textkit, over the Hugging Face tokenizers library) serves tokenizer.json and the vocabulary that a
-// GGUF file embeds; a Tokenizer is immutable and may be used from several threads.
+// Token ids <-> text. One implementation (textkit, over the Hugging Face tokenizers library) serves tokenizer.json and the vocabulary that
+// a GGUF file embeds; a Tokenizer is immutable and may be used from several threads.
 
 #include <cstdint>
 #include <memory>
@@ -16,11 +16,11 @@ namespace baton::text {
 
 // The tokenizer fields of a GGUF file (keys tokenizer.ggml.*), as model/ reads them.
 struct GgufVocab {
-  std::string model;                 // tokenizer.ggml.model; "gpt2" (byte-level BPE) is supported
-  std::string pre;                   // tokenizer.ggml.pre: which pre-tokenizer, e.g. "smollm", "llama-bpe", "qwen2", "deepseek-r1-qwen"
-  std::vector<std::string> tokens;   // by id
-  std::vector<std::int32_t> types;   // by id: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
-  std::vector<std::string> merges;   // "left right", by rank
+  std::string model;                // tokenizer.ggml.model; "gpt2" (byte-level BPE) is supported
+  std::string pre;                  // tokenizer.ggml.pre: which pre-tokenizer, e.g. "smollm", "llama-bpe", "qwen2", "deepseek-r1-qwen"
+  std::vector<std::string> tokens;  // by id
+  std::vector<std::int32_t> types;  // by id: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
+  std::vector<std::string> merges;  // "left right", by rank
   std::optional<TokenId> bos, eos, unk, pad;
   std::optional<bool> add_bos, add_eos;
 };
@@ -37,11 +37,11 @@ class Tokenizer {
   Result<std::vector<TokenId>> encode(std::string_view utf8, bool add_special) const;
   // Whole-sequence decode; invalid UTF-8 becomes U+FFFD.
   std::string decode(const std::vector<TokenId>& ids, bool skip_special) const;
-  // The raw bytes of one token (a byte-level token may be part of a character); empty for an id out of range.
-  std::string token_bytes(TokenId id) const;
+  // The raw bytes of one token (a byte-level token may be part of a character); empty for an id out of range. Borrowed from the tokenizer.
+  std::string_view token_bytes(TokenId id) const;
   bool is_special(TokenId id) const;
   std::optional<TokenId> token_to_id(std::string_view token) const;
-  std::int32_t vocab_size() const;  // with added tokens
+  std::int32_t vocab_size() const;  // the highest id plus one, added tokens included
 
  private:
   Tokenizer() = default;

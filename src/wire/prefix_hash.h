@@ -18,7 +18,12 @@ struct BlockHash {
   auto operator<=>(const BlockHash&) const = default;
 };
 
-// One hash for each full block of `ids`; `salt` separates tenants. XXH3-128 over (previous hash, the block's ids).
+// The chain's start: what the first block's hash continues. `salt` separates tenants.
+BlockHash prefix_root(std::string_view salt);
+// The hash of one full block after `previous`: XXH3-128 over (previous hash, the block's ids), all as little-endian bytes.
+BlockHash prefix_extend(const BlockHash& previous, std::span<const TokenId> block);
+
+// One hash for each full block of `ids`; `salt` separates tenants.
 std::vector<BlockHash> prefix_chain(std::span<const TokenId> ids, int block_tokens, std::string_view salt);
 
 }  // namespace baton::wire

@@ -6,6 +6,7 @@
 //   GET  /internal/status                -> WorkerStatus
 //   POST /internal/finish_choice?request=ID&choice=N -> 204: ends one choice of a running decode leg
 //
+// The body of an answer that is not 200 is a Failed event, whose status says why.
 // Closing a leg's connection cancels it, in every state.
 
 #include <cstdint>
