@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 // The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Everything is little endian, and so are the machines we run on.
 
@@ -22,27 +23,25 @@ constexpr std::uint32_t kDimsMax = 4;
 
 enum ValueType : std::uint32_t { kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64 };
 
-// The types that the format numbers. Those with block sizes are supported; of the others we know the name, no more.
+// The types that the format numbers; of those without a format here we know the name, no more.
 struct GgmlType {
   std::uint32_t number;
   std::string_view name;
-  WeightFormat format{};
-  std::int64_t block_weights = 0;
-  std::int64_t block_bytes = 0;
+  std::optional<WeightFormat> format = std::nullopt;
 };
 
 constexpr std::array kTypes = {
-    GgmlType{0, "F32", WeightFormat::kF32, 1, 4},
-    GgmlType{1, "F16", WeightFormat::kF16, 1, 2},
-    GgmlType{2, "Q4_0", WeightFormat::kQ4_0, 32, 18},
-    GgmlType{3, "Q4_1", WeightFormat::kQ4_1, 32, 20},
-    GgmlType{6, "Q5_0", WeightFormat::kQ5_0, 32, 22},
-    GgmlType{7, "Q5_1", WeightFormat::kQ5_1, 32, 24},
-    GgmlType{8, "Q8_0", WeightFormat::kQ8_0, 32, 34},
-    GgmlType{12, "Q4_K", WeightFormat::kQ4_K, 256, 144},
-    GgmlType{13, "Q5_K", WeightFormat::kQ5_K, 256, 176},
-    GgmlType{14, "Q6_K", WeightFormat::kQ6_K, 256, 210},
-    GgmlType{30, "BF16", WeightFormat::kBF16, 1, 2},
+    GgmlType{0, "F32", WeightFormat::kF32},
+    GgmlType{1, "F16", WeightFormat::kF16},
+    GgmlType{2, "Q4_0", WeightFormat::kQ4_0},
+    GgmlType{3, "Q4_1", WeightFormat::kQ4_1},
+    GgmlType{6, "Q5_0", WeightFormat::kQ5_0},
+    GgmlType{7, "Q5_1", WeightFormat::kQ5_1},
+    GgmlType{8, "Q8_0", WeightFormat::kQ8_0},
+    GgmlType{12, "Q4_K", WeightFormat::kQ4_K},
+    GgmlType{13, "Q5_K", WeightFormat::kQ5_K},
+    GgmlType{14, "Q6_K", WeightFormat::kQ6_K},
+    GgmlType{30, "BF16", WeightFormat::kBF16},
     GgmlType{9, "Q8_1"},
     GgmlType{10, "Q2_K"},
     GgmlType{11, "Q3_K"},
@@ -239,20 +238,20 @@ GgufTensor read_tensor_info(Cursor& cursor, std::uint64_t& offset) {
   if (!cursor.ok()) return tensor;
 
   const auto* type = std::find_if(kTypes.begin(), kTypes.end(), [&](const GgmlType& t) { return t.number == tensor.type; });
-  if (type == kTypes.end() || type->block_weights == 0) {
+  if (type == kTypes.end() || !type->format) {
     const std::string name = type == kTypes.end() ? std::to_string(tensor.type) : std::string(type->name);
     cursor.fail(what + " is of ggml type " + name + "; supported are " + std::string(kSupported));
     return tensor;
   }
-  tensor.format = type->format;
-  const std::int64_t block = type->block_weights;
+  tensor.format = *type->format;
+  const std::int64_t block = device::block_weights(tensor.format);
   if (tensor.shape[0] % block != 0) {
     cursor.fail(what + " has rows of " + std::to_string(tensor.shape[0]) + " weights, not a multiple of the block size of " +
                 std::string(type->name) + ", " + std::to_string(block));
     return tensor;
   }
   std::int64_t bytes = 0;
-  if (__builtin_mul_overflow(elements / block, type->block_bytes, &bytes)) {
+  if (__builtin_mul_overflow(elements / block, static_cast<std::int64_t>(device::block_bytes(tensor.format)), &bytes)) {
     cursor.fail("the shape of " + what + " is impossibly large");
     return tensor;
   }
