@@ -40,6 +40,10 @@ struct MachineLimits {
   double int8_ops = 0;
 };
 
+// Every scratch tensor begins at a multiple of this (ContextOptions::arena_bytes counts from such an address), so that an arena can be
+// sized exactly: the sum of the tensors' bytes, each rounded up. What ops need inside is the device's own matter, not the arena's.
+constexpr std::size_t kScratchAlignment = 512;
+
 // What one rank computes with: a stream, an arena, the ops. Belongs to the thread that made it.
 class Context {
  public:

@@ -45,10 +45,17 @@ std::vector<double> ModelConfig::inverse_frequencies() const {
   for (int i = 0; i < head_dim / 2; ++i) {
     double f = std::pow(rope_theta, -2.0 * i / head_dim);
     switch (rope_scaling.kind) {
-      case Kind::kNone: break;
-      case Kind::kLinear: f /= rope_scaling.factor; break;
-      case Kind::kLlama3: f = llama3_frequency(rope_scaling, f); break;
-      case Kind::kYarn: f = yarn_frequency(*this, i, f); break;
+      case Kind::kNone:
+        break;
+      case Kind::kLinear:
+        f /= rope_scaling.factor;
+        break;
+      case Kind::kLlama3:
+        f = llama3_frequency(rope_scaling, f);
+        break;
+      case Kind::kYarn:
+        f = yarn_frequency(*this, i, f);
+        break;
     }
     if (!rope_scaling.frequency_factors.empty()) f /= rope_scaling.frequency_factors[static_cast<std::size_t>(i)];
     frequencies[static_cast<std::size_t>(i)] = f;

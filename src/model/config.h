@@ -15,10 +15,10 @@ namespace baton::model {
 struct RopeScaling {
   enum class Kind { kNone, kLinear, kLlama3, kYarn } kind = Kind::kNone;
   double factor = 1.0;
-  double low_freq_factor = 1.0, high_freq_factor = 4.0;  // llama3
-  std::int64_t original_max_position = 0;                // llama3, yarn
+  double low_freq_factor = 1.0, high_freq_factor = 4.0;              // llama3
+  std::int64_t original_max_position = 0;                            // llama3, yarn
   double beta_fast = 32.0, beta_slow = 1.0, attention_factor = 0.0;  // yarn; 0: 0.1 ln(factor) + 1
-  std::vector<double> frequency_factors;  // a GGUF's rope_freqs tensor: divides each inverse frequency
+  std::vector<double> frequency_factors;                             // a GGUF's rope_freqs tensor: divides each inverse frequency
 };
 
 struct ModelConfig {

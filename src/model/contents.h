@@ -54,8 +54,8 @@ Result<ModelConfig> config_from_gguf(const GgufFile& file);
 Result<ModelConfig> config_from_json(const std::string& path, const std::string& json);
 GenerationDefaults generation_from_gguf(const GgufFile& file);
 // `generation_json` may be empty; end-of-sequence ids then come from config.json.
-Result<GenerationDefaults> generation_from_json(const std::string& path, const std::string& generation_json,
-                                                const std::string& config_path, const std::string& config_json);
+Result<GenerationDefaults> generation_from_json(const std::string& path, const std::string& generation_json, const std::string& config_path,
+                                                const std::string& config_json);
 Result<TextFiles> text_from_gguf(const GgufFile& file);
 Result<TextFiles> text_from_folder(const std::string& folder);
 

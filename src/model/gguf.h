@@ -1,6 +1,6 @@
 #pragma once
-// GGUF files (versions 2 and 3), mapped, single or split (-00001-of-00003.gguf). Every length and offset is checked against the file before use;
-// an error names the file and the field.
+// GGUF files (versions 2 and 3), mapped, single or split (-00001-of-00003.gguf). Every length and offset is checked against the file before
+// use; an error names the file and the field.
 
 #include <cstdint>
 #include <map>

@@ -40,15 +40,18 @@ Result<RopeScaling> rope_scaling(const GgufFile& file, const std::string& rope, 
   if (file.find(type_key) == nullptr) return s;
   BATON_ASSIGN_OR_RETURN(const std::string type, file.string(type_key));
   if (type == "none") return s;
-  if (type == "linear") s.kind = RopeScaling::Kind::kLinear;
-  else if (type == "yarn") s.kind = RopeScaling::Kind::kYarn;
-  else return wrong(file, type_key, "\"" + type + "\"", "none, linear, yarn");
+  if (type == "linear")
+    s.kind = RopeScaling::Kind::kLinear;
+  else if (type == "yarn")
+    s.kind = RopeScaling::Kind::kYarn;
+  else
+    return wrong(file, type_key, "\"" + type + "\"", "none, linear, yarn");
   BATON_ASSIGN_OR_RETURN(s.factor, file.number(rope + "scaling.factor"));
   BATON_ASSIGN_OR_RETURN(s.original_max_position, count(file, rope + "scaling.original_context_length", context));
   BATON_ASSIGN_OR_RETURN(s.beta_fast, number(file, rope + "scaling.yarn_beta_fast", s.beta_fast));
   BATON_ASSIGN_OR_RETURN(s.beta_slow, number(file, rope + "scaling.yarn_beta_slow", s.beta_slow));
   // The format multiplies this into YaRN's own factor; only the value that changes nothing is known to occur.
-  for (const std::string key : {rope + "scaling.attn_factor", rope + "scaling.yarn_attn_factor", rope + "scaling.yarn_ext_factor"}) {
+  for (const std::string& key : {rope + "scaling.attn_factor", rope + "scaling.yarn_attn_factor", rope + "scaling.yarn_ext_factor"}) {
     BATON_ASSIGN_OR_RETURN(const double factor, number(file, key, 1.0));
     if (factor != 1.0) return wrong(file, key, std::to_string(factor), "1");
   }
@@ -75,7 +78,8 @@ std::string optional_string(const GgufFile& file, std::string_view key) {
 Result<const GgufArray*> required_array(const GgufFile& file, std::string_view key) {
   const GgufArray* array = file.array(key);
   if (array == nullptr) {
-    return {Code::kInvalidArgument, file.path() + ": key \"" + std::string(key) + "\" is missing or not an array; the file has no tokenizer"};
+    return {Code::kInvalidArgument,
+            file.path() + ": key \"" + std::string(key) + "\" is missing or not an array; the file has no tokenizer"};
   }
   return array;
 }
@@ -97,7 +101,7 @@ Result<ModelConfig> config_from_gguf(const GgufFile& file) {
   BATON_ASSIGN_OR_RETURN(const int context, count(file, arch + "context_length"));
   if (c.heads == 0) return wrong(file, arch + "attention.head_count", "0", "1 or more");
   BATON_ASSIGN_OR_RETURN(c.head_dim, count(file, arch + "attention.key_length", c.hidden / c.heads));
-  for (const std::string key : {arch + "attention.value_length", arch + "rope.dimension_count"}) {
+  for (const std::string& key : {arch + "attention.value_length", arch + "rope.dimension_count"}) {
     BATON_ASSIGN_OR_RETURN(const int dim, count(file, key, c.head_dim));
     if (dim != c.head_dim) return wrong(file, key, std::to_string(dim), "the head dimension, " + std::to_string(c.head_dim));
   }

@@ -58,10 +58,14 @@ Status read_rope(const JsonObject& json, ModelConfig& c) {
   BATON_ASSIGN_OR_RETURN(const std::string type, rope.string(type_field, "default"));
   RopeScaling& s = c.rope_scaling;
   if (type == "default") return {};
-  if (type == "linear") s.kind = Kind::kLinear;
-  else if (type == "llama3") s.kind = Kind::kLlama3;
-  else if (type == "yarn") s.kind = Kind::kYarn;
-  else return rope.wrong(type_field, "default, linear, llama3, yarn");
+  if (type == "linear")
+    s.kind = Kind::kLinear;
+  else if (type == "llama3")
+    s.kind = Kind::kLlama3;
+  else if (type == "yarn")
+    s.kind = Kind::kYarn;
+  else
+    return rope.wrong(type_field, "default, linear, llama3, yarn");
 
   const auto context = static_cast<int>(c.max_positions);
   if (s.kind == Kind::kLinear) {

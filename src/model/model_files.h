@@ -15,16 +15,16 @@ namespace baton::model {
 
 // What the front end needs: text, never tensors.
 struct TextFiles {
-  std::string tokenizer_json;      // for text::Tokenizer::from_json
-  std::string chat_template;       // Jinja; "" if the model has none
+  std::string tokenizer_json;        // for text::Tokenizer::from_json
+  std::string chat_template;         // Jinja; "" if the model has none
   std::string bos_token, eos_token;  // texts
   bool add_bos = false;
 };
 
 class ModelFiles {
  public:
-  // `path`: a .gguf file, a folder with config.json and safetensors, or a folder with one GGUF set. kNotFound / kInvalidArgument name the file,
-  // the field, and what is supported.
+  // `path`: a .gguf file, a folder with config.json and safetensors, or a folder with one GGUF set. kNotFound / kInvalidArgument name the
+  // file, the field, and what is supported.
   static Result<std::unique_ptr<ModelFiles>> open(const std::string& path);
   virtual ~ModelFiles() = default;
   virtual const std::string& path() const = 0;
@@ -37,8 +37,9 @@ class ModelFiles {
   virtual device::WeightFormat dominant_format() const = 0;
   virtual std::int64_t weight_bytes() const = 0;
 
-  // Tensors by canonical name: "embed", "head", "norm", "layer.N.attn_norm|ffn_norm|q|k|v|o|gate|up|down|q_norm|k_norm|q.bias|k.bias|v.bias".
-  // Rows of Q and K are mapped to the half-split RoPE order where the file stores them interleaved. kNotFound names the file's own tensor name.
+  // Tensors by canonical name: "embed", "head", "norm",
+  // "layer.N.attn_norm|ffn_norm|q|k|v|o|gate|up|down|q_norm|k_norm|q.bias|k.bias|v.bias". Rows of Q and K are mapped to the half-split RoPE
+  // order where the file stores them interleaved. kNotFound names the file's own tensor name.
   virtual Result<device::HostWeight> weight(const std::string& canonical) const = 0;
   // Same, as float values (norms, biases).
   virtual Result<std::vector<float>> vector(const std::string& canonical) const = 0;

@@ -20,20 +20,13 @@ constexpr std::array kGlobal = {
 
 // Behind "layer.N.", "blk.N." and "model.layers.N.".
 constexpr std::array kLayer = {
-    Row{"attn_norm", "attn_norm.weight", "input_layernorm.weight"},
-    Row{"ffn_norm", "ffn_norm.weight", "post_attention_layernorm.weight"},
-    Row{"q", "attn_q.weight", "self_attn.q_proj.weight"},
-    Row{"k", "attn_k.weight", "self_attn.k_proj.weight"},
-    Row{"v", "attn_v.weight", "self_attn.v_proj.weight"},
-    Row{"o", "attn_output.weight", "self_attn.o_proj.weight"},
-    Row{"gate", "ffn_gate.weight", "mlp.gate_proj.weight"},
-    Row{"up", "ffn_up.weight", "mlp.up_proj.weight"},
-    Row{"down", "ffn_down.weight", "mlp.down_proj.weight"},
-    Row{"q_norm", "attn_q_norm.weight", "self_attn.q_norm.weight"},
-    Row{"k_norm", "attn_k_norm.weight", "self_attn.k_norm.weight"},
-    Row{"q.bias", "attn_q.bias", "self_attn.q_proj.bias"},
-    Row{"k.bias", "attn_k.bias", "self_attn.k_proj.bias"},
-    Row{"v.bias", "attn_v.bias", "self_attn.v_proj.bias"},
+    Row{"attn_norm", "attn_norm.weight", "input_layernorm.weight"}, Row{"ffn_norm", "ffn_norm.weight", "post_attention_layernorm.weight"},
+    Row{"q", "attn_q.weight", "self_attn.q_proj.weight"},           Row{"k", "attn_k.weight", "self_attn.k_proj.weight"},
+    Row{"v", "attn_v.weight", "self_attn.v_proj.weight"},           Row{"o", "attn_output.weight", "self_attn.o_proj.weight"},
+    Row{"gate", "ffn_gate.weight", "mlp.gate_proj.weight"},         Row{"up", "ffn_up.weight", "mlp.up_proj.weight"},
+    Row{"down", "ffn_down.weight", "mlp.down_proj.weight"},         Row{"q_norm", "attn_q_norm.weight", "self_attn.q_norm.weight"},
+    Row{"k_norm", "attn_k_norm.weight", "self_attn.k_norm.weight"}, Row{"q.bias", "attn_q.bias", "self_attn.q_proj.bias"},
+    Row{"k.bias", "attn_k.bias", "self_attn.k_proj.bias"},          Row{"v.bias", "attn_v.bias", "self_attn.v_proj.bias"},
 };
 
 std::string pick(Naming naming, const Row& row) { return std::string(naming == Naming::kGguf ? row.gguf : row.hugging_face); }

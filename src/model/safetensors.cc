@@ -35,10 +35,14 @@ Status add_file(const std::string& path, Tensors& tensors) {
     const auto name = entry["name"].get<std::string>();
     const auto dtype = entry["dtype"].get<std::string>();
     StoredTensor t;
-    if (dtype == "F32") t.format = device::WeightFormat::kF32;
-    else if (dtype == "F16") t.format = device::WeightFormat::kF16;
-    else if (dtype == "BF16") t.format = device::WeightFormat::kBF16;
-    else t.unsupported = dtype;
+    if (dtype == "F32")
+      t.format = device::WeightFormat::kF32;
+    else if (dtype == "F16")
+      t.format = device::WeightFormat::kF16;
+    else if (dtype == "BF16")
+      t.format = device::WeightFormat::kBF16;
+    else
+      t.unsupported = dtype;
     t.shape = entry["shape"].get<std::vector<std::int64_t>>();
     const auto begin = entry["begin"].get<std::size_t>(), end = entry["end"].get<std::size_t>();
     t.data = file->data() + begin;
@@ -68,7 +72,8 @@ Status read_safetensors_folder(const std::string& folder, Tensors& tensors) {
     if (!shard.is_string()) return json.wrong("weight_map", "an object of tensor name: file name");
     const auto file = shard.get<std::string>();
     if (file.find('/') != std::string::npos || !file.ends_with(".safetensors")) {
-      return {Code::kInvalidArgument, index + ": field \"weight_map." + name + "\" is \"" + file + "\", not a .safetensors file of this folder"};
+      return {Code::kInvalidArgument,
+              index + ": field \"weight_map." + name + "\" is \"" + file + "\", not a .safetensors file of this folder"};
     }
     shards.insert(file);
   }
