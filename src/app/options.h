@@ -1,0 +1,53 @@
+#pragma once
+// The flags that serve, gateway, worker and bench engine share, each declared once, and turned back into arguments for child processes.
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+
+namespace baton::app {
+
+// What a worker computes with.
+struct EngineFlags {
+  std::string model;
+  std::string dtype = "auto";         // of the KV cache and of plain weights' arithmetic: auto, bfloat16, float16, float32
+  std::string compute_type = "auto";  // auto, int8, bf16, f32
+  std::string max_model_len;          // a size; "" or "auto": what the model says
+  int max_num_seqs = 64;
+  std::string max_num_batched_tokens = "512";
+  std::string kv_cache_memory_bytes;  // a size; "": chosen from what is free
+  int block_size = 0;
+  int threads = 0;
+  std::string cores;
+  std::string isa;
+  int max_step_ms = 100;
+  bool no_prefix_caching = false;
+  std::string log_level = "info";
+
+  void add_to(CLI::App& app);
+  std::vector<std::string> args() const;
+};
+
+// What the HTTP front shows.
+struct FrontFlags {
+  std::vector<std::string> served_model_name;
+  std::string host = "0.0.0.0";
+  int port = 8000;
+  std::vector<std::string> api_key;
+  std::string chat_template;
+  std::string generation_config = "auto";
+  std::string fallback = "local";
+  int max_logprobs = 20;
+  int max_requests = 4096;
+  double request_timeout_s = 1800;
+  double shutdown_timeout_s = 30;
+  int stats_interval_s = 10;
+
+  void add_to(CLI::App& app);
+  std::vector<std::string> args() const;  // without host and port: the socket is handed over
+};
+
+}  // namespace baton::app

@@ -1,0 +1,331 @@
+// `baton serve`: the supervisor. Owns the listening sockets, starts the gateway and the workers as children, restarts what dies, takes all down with it.
+
+#include <fcntl.h>
+#include <signal.h>
+#include <spdlog/fmt/fmt.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "app/args.h"
+#include "app/commands.h"
+#include "app/cpus.h"
+#include "app/options.h"
+#include "app/paths.h"
+#include "app/supervisor.h"
+#include "base/log.h"
+#include "model/model_files.h"
+#include "net/event_loop.h"
+#include "net/http.h"
+
+namespace baton::app {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct ServeFlags {
+  EngineFlags engine;
+  FrontFlags front;
+  std::string prefill, decode;  // counts; "" for neither
+  int instances = 1;            // aggregated engines
+  bool detach = false;
+  double ready_timeout_s = 600;
+};
+
+struct WorkerPlan {
+  std::string name, role;
+  std::vector<int> cores;
+  int http_fd = -1, link_fd = -1;
+  int http_port = 0, link_port = 0;
+};
+
+// What the user sees while it starts: to the terminal, or through a pipe to the process that waits for a detached server.
+class Progress {
+ public:
+  explicit Progress(std::FILE* out) : out_(out) {}
+  template <class... A>
+  void line(fmt::format_string<A...> format, A&&... args) {
+    if (!out_) return;
+    fmt::print(out_, "{}\n", fmt::format(format, std::forward<A>(args)...));
+    std::fflush(out_);
+  }
+  // The waiting process may go.
+  void finished(bool detached) {
+    if (!detached || !out_) return;
+    std::fputs("\x01\n", out_);
+    std::fclose(out_);
+    out_ = nullptr;
+  }
+
+ private:
+  std::FILE* out_;
+};
+
+class Serve {
+ public:
+  Serve(ServeFlags flags, std::FILE* out, bool detached) : flags_(std::move(flags)), progress_(out), detached_(detached) {}
+
+  int run() {
+    started_ = loop_.clock().now();
+    if (const Status status = prepare(); !status.ok()) return report(status);
+    if (const Status status = start(); !status.ok()) return report(status);
+    loop_.on_signals({SIGTERM, SIGINT}, [this](int) { on_signal(); });
+    poll_ready();
+    loop_.after(Duration(static_cast<std::int64_t>(flags_.ready_timeout_s * 1e6)), [this] {
+      if (!ready_) give_up(fmt::format("not ready after {:.0f} s; the log above says what it waits for", flags_.ready_timeout_s));
+    });
+    loop_.run();
+    if (owns_state_) unlink(state_file(flags_.front.port).c_str());
+    return exit_code_;
+  }
+
+ private:
+  int report(const Status& status) {
+    progress_.line("error: {}", status.message());
+    if (detached_) std::fprintf(stderr, "baton: error: %s\n", status.message().c_str());
+    return kExitFailed;
+  }
+
+  double seconds() const { return to_seconds(loop_.clock().now() - started_); }
+
+  Status prepare() {
+    BATON_ASSIGN_OR_RETURN(model_path_, resolve_model(flags_.engine.model));
+    BATON_ASSIGN_OR_RETURN(const auto files, model::ModelFiles::open(model_path_));
+    const model::ModelConfig& config = files->config();
+    progress_.line("model    {}: {}, {} layers, hidden {}, {} query and {} KV heads, {} weights, {}", flags_.engine.model, config.architecture, config.layers,
+                   config.hidden, config.heads, config.kv_heads, to_string(files->dominant_format()), format_bytes(static_cast<double>(files->weight_bytes())));
+    raise_file_limit();
+    BATON_RETURN_IF_ERROR(plan_workers());
+    BATON_ASSIGN_OR_RETURN(listen_fd_, listen_socket(flags_.front.host, flags_.front.port, &flags_.front.port));
+    for (WorkerPlan& worker : workers_) {
+      BATON_ASSIGN_OR_RETURN(worker.http_fd, listen_socket("127.0.0.1", 0, &worker.http_port));
+      BATON_ASSIGN_OR_RETURN(worker.link_fd, listen_socket("127.0.0.1", 0, &worker.link_port));
+    }
+    return {};
+  }
+
+  // Thousands of streams need thousands of descriptors.
+  void raise_file_limit() {
+    rlimit limit{};
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    const auto wanted = static_cast<rlim_t>(2 * flags_.front.max_requests + 64);
+    if (limit.rlim_cur < wanted)
+      progress_.line("notice   only {} open files are allowed, {} streams want {}; raise it with: ulimit -n {}", limit.rlim_cur, flags_.front.max_requests, wanted, wanted);
+  }
+
+  static Result<int> count(const std::string& flag, const std::string& text) {
+    if (text.empty()) return 0;
+    if (text.find_first_not_of("0123456789") != std::string::npos || text.size() > 3 || std::stoi(text) < 1)
+      return Status(Code::kInvalidArgument, fmt::format("{} {}: expected how many workers, 1 or more", flag, text));
+    return std::stoi(text);
+  }
+
+  Status plan_workers() {
+    BATON_ASSIGN_OR_RETURN(const int prefill, count("--prefill", flags_.prefill));
+    BATON_ASSIGN_OR_RETURN(const int decode, count("--decode", flags_.decode));
+    if ((prefill == 0) != (decode == 0))
+      return Status(Code::kInvalidArgument, "--prefill and --decode go together: one without the other cannot answer a request");
+    for (int i = 0; i < prefill; ++i) workers_.push_back({fmt::format("p{}", i), "prefill", {}, -1, -1, 0, 0});
+    for (int i = 0; i < decode; ++i) workers_.push_back({fmt::format("d{}", i), "decode", {}, -1, -1, 0, 0});
+    for (int i = 0; prefill == 0 && i < flags_.instances; ++i) workers_.push_back({fmt::format("w{}", i), "both", {}, -1, -1, 0, 0});
+
+    BATON_ASSIGN_OR_RETURN(const std::vector<int> wanted, parse_cores(flags_.engine.cores));
+    BATON_ASSIGN_OR_RETURN(const auto shares, share_cores(wanted, static_cast<int>(workers_.size()), flags_.engine.threads));
+    for (std::size_t i = 0; i < workers_.size(); ++i) {
+      workers_[i].cores = shares[i];
+      progress_.line("worker   {}: {}, cores {}", workers_[i].name, workers_[i].role == "both" ? "prefill and decode" : workers_[i].role, format_cores(shares[i]));
+    }
+    return {};
+  }
+
+  ChildSpec worker_spec(const WorkerPlan& worker) const {
+    EngineFlags engine = flags_.engine;
+    engine.cores = format_cores(worker.cores);
+    engine.threads = static_cast<int>(worker.cores.size());
+    ChildSpec spec;
+    spec.name = worker.name;
+    spec.args = {"worker", model_path_, "--name", worker.name, "--role", worker.role, "--http-fd", std::to_string(worker.http_fd), "--link-fd",
+                 std::to_string(worker.link_fd), "--peers", std::to_string(workers_.size()), "--shutdown-timeout", fmt::format("{}", flags_.front.shutdown_timeout_s)};
+    const auto more = engine.args();
+    spec.args.insert(spec.args.end(), more.begin(), more.end());
+    spec.fds = {worker.http_fd, worker.link_fd};
+    return spec;
+  }
+
+  ChildSpec gateway_spec() const {
+    ChildSpec spec;
+    spec.name = "gateway";
+    spec.args = {"gateway", model_path_, "--listen-fd", std::to_string(listen_fd_), "--log-level", flags_.engine.log_level};
+    if (!flags_.engine.max_model_len.empty()) spec.args.insert(spec.args.end(), {"--max-model-len", flags_.engine.max_model_len});
+    for (const WorkerPlan& worker : workers_) spec.args.insert(spec.args.end(), {"--worker", fmt::format("{}={}@127.0.0.1:{}", worker.name, worker.role, worker.http_port)});
+    FrontFlags front = flags_.front;
+    if (front.served_model_name.empty()) front.served_model_name = {flags_.engine.model};
+    const auto more = front.args();
+    spec.args.insert(spec.args.end(), more.begin(), more.end());
+    std::string keys;
+    for (const std::string& key : front.api_key) keys += (keys.empty() ? "" : ",") + key;
+    if (!keys.empty()) spec.environment.push_back("BATON_API_KEY=" + keys);
+    spec.fds = {listen_fd_};
+    return spec;
+  }
+
+  Status start() {
+    std::vector<ChildSpec> children = {gateway_spec()};
+    for (const WorkerPlan& worker : workers_) children.push_back(worker_spec(worker));
+    supervisor_ = std::make_unique<Supervisor>(
+        loop_, std::move(children),
+        Supervisor::Events{[this](const std::string& name, const std::string& how, Duration delay) {
+                             if (delay.count() < 0) return give_up(fmt::format("{} {} while starting; its message is above", name, how));
+                             log::warn("{} {}; restarting in {:.1f} s", name, how, to_seconds(delay));
+                           },
+                           [this](const std::string&, int) { write_state(); }});
+    client_ = net::HttpClient::create(loop_);
+    return supervisor_->start();
+  }
+
+  // The record by which status and stop find this server.
+  void write_state() {
+    Json children = Json::object();
+    if (supervisor_)
+      for (const auto& child : supervisor_->children()) children[child.name] = child.pid;
+    const Json state{{"pid", getpid()}, {"host", flags_.front.host}, {"port", flags_.front.port}, {"model", flags_.engine.model},
+                     {"log", detached_ ? log_file(flags_.front.port) : ""}, {"children", children}};
+    const Status written = write_text_file(state_file(flags_.front.port), state.dump(2) + "\n");
+    if (!written.ok()) log::warn("{}; 'baton stop' will not find this server", written.message());
+    owns_state_ = owns_state_ || written.ok();
+  }
+
+  void poll_ready() {
+    net::HttpClientRequest request;
+    request.method = "GET";
+    request.host = flags_.front.host == "0.0.0.0" || flags_.front.host == "::" ? "127.0.0.1" : flags_.front.host;
+    request.port = flags_.front.port;
+    request.target = "/health/ready";
+    request.idle_timeout = std::chrono::seconds(2);
+    poll_ = client_->call(std::move(request), {[this](int status, const net::Headers&) { poll_status_ = status; }, [](std::string_view) {},
+                                               [this](Status done) {
+                                                 if (stopping_ || ready_) return;
+                                                 if (done.ok() && poll_status_ == 200) return on_ready();
+                                                 loop_.after(std::chrono::milliseconds(20), [this] { poll_ready(); });
+                                               }});
+  }
+
+  void on_ready() {
+    ready_ = true;
+    supervisor_->mark_ready();
+    const std::string url = fmt::format("http://{}:{}", flags_.front.host == "0.0.0.0" ? "127.0.0.1" : flags_.front.host, flags_.front.port);
+    progress_.line("ready    after {:.2f} s: {}", seconds(), url);
+    progress_.line("try      curl {}/v1/chat/completions -H 'Content-Type: application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"hello\"}}]}}'", url);
+    progress_.finished(detached_);
+  }
+
+  void give_up(const std::string& why) {
+    if (stopping_) return;
+    progress_.line("error: {}", why);
+    exit_code_ = kExitFailed;
+    stopping_ = true;
+    supervisor_->kill_all();
+    loop_.stop();
+  }
+
+  void on_signal() {
+    if (stopping_) {
+      log::warn("second signal: stopping at once");
+      supervisor_->kill_all();
+      loop_.stop();
+      return;
+    }
+    stopping_ = true;
+    log::info("stopping: running requests get up to {:.0f} s", flags_.front.shutdown_timeout_s);
+    supervisor_->stop(Duration(static_cast<std::int64_t>((flags_.front.shutdown_timeout_s + 5) * 1e6)), [this] {
+      log::info("stopped");
+      loop_.stop();
+    });
+  }
+
+  ServeFlags flags_;
+  Progress progress_;
+  const bool detached_;
+  net::EventLoop loop_;
+  TimePoint started_{};
+  std::string model_path_;
+  std::vector<WorkerPlan> workers_;
+  int listen_fd_ = -1;
+  std::unique_ptr<Supervisor> supervisor_;
+  std::unique_ptr<net::HttpClient> client_;
+  std::unique_ptr<net::HttpCall> poll_;
+  int poll_status_ = 0;
+  bool ready_ = false, stopping_ = false, owns_state_ = false;
+  int exit_code_ = 0;
+};
+
+// Starts the server in a session of its own and waits until it is ready.
+int run_detached(const ServeFlags& flags) {
+  const std::string log = log_file(flags.front.port);
+  if (const Status made = make_dirs(home_dir() + "/run"); !made.ok()) return fail(made);
+  int pipe_fds[2];
+  if (pipe2(pipe_fds, O_CLOEXEC) != 0) return fail(Status(Code::kInternal, "cannot create a pipe"));
+  const int pid = fork();
+  if (pid < 0) return fail(Status(Code::kInternal, "cannot fork"));
+  if (pid == 0) {
+    close(pipe_fds[0]);
+    setsid();
+    const int log_fd = open(log.c_str(), O_CREAT | O_WRONLY | O_TRUNC | O_APPEND, 0644);
+    const int null_fd = open("/dev/null", O_RDONLY);
+    dup2(null_fd, 0);
+    dup2(log_fd, 1);
+    dup2(log_fd, 2);
+    const int code = Serve(flags, fdopen(pipe_fds[1], "w"), true).run();
+    std::fflush(nullptr);
+    _exit(code);
+  }
+  close(pipe_fds[1]);
+  std::FILE* in = fdopen(pipe_fds[0], "r");
+  char line[4096];
+  bool ready = false, explained = false;
+  while (!ready && std::fgets(line, sizeof line, in)) {
+    ready = line[0] == '\x01';
+    explained = explained || std::string_view(line).starts_with("error:");
+    if (!ready) std::fputs(line, explained ? stderr : stdout);
+    std::fflush(stdout);
+  }
+  std::fclose(in);
+  if (ready) {
+    std::printf("log      %s\nstop     baton stop --port %d\n", log.c_str(), flags.front.port);
+    return 0;
+  }
+  if (const auto text = read_text_file(log); text.ok() && !text->empty()) {
+    std::fprintf(stderr, "--- the end of %s\n%s", log.c_str(), text->substr(text->size() > 3000 ? text->size() - 3000 : 0).c_str());
+  }
+  return kExitFailed;
+}
+
+}  // namespace
+
+int run_serve(Args args) {
+  ServeFlags flags;
+  CLI::App app("Serves MODEL: starts the gateway and the workers, restarts what dies, and stops them on SIGTERM or Ctrl-C.\n"
+               "Without --prefill and --decode one engine does both phases.", "baton serve");
+  app.set_help_flag("-h,--help", "this text");
+  app.add_option("model,--model", flags.engine.model, "a .gguf file, a Hugging Face folder, a name that `baton pull` knows, or ORG/NAME that was pulled")->required();
+  app.add_option("--prefill", flags.prefill, "prefill workers, e.g. 1")->group("Topology");
+  app.add_option("--decode", flags.decode, "decode workers, e.g. 1")->group("Topology");
+  app.add_flag("--detach", flags.detach, "return once the server is ready; it goes on in the background");
+  app.add_option("--ready-timeout", flags.ready_timeout_s, "seconds to become ready")->capture_default_str();
+  std::string config;
+  app.add_option("--config", config, "YAML file of flags; the command line wins");
+  flags.engine.add_to(app);
+  flags.front.add_to(app);
+  if (const auto code = parse_args(app, std::move(args))) return *code;
+  if (flags.detach) return run_detached(flags);
+  log::init({flags.engine.log_level, "serve"});
+  return Serve(std::move(flags), stdout, false).run();
+}
+
+}  // namespace baton::app
