@@ -14,7 +14,9 @@ pub fn describe(head: &[u8], file_size: u64) -> Result<String, Failure> {
         _ => return Err(invalid(format!("safetensors: the file has {file_size} bytes, too few for a header"))),
     };
     if length > MAX_HEADER {
-        return Err(invalid(format!("safetensors: a header of {length} bytes is over the format's limit of {MAX_HEADER}; not a safetensors file?")));
+        return Err(invalid(format!(
+            "safetensors: a header of {length} bytes is over the format's limit of {MAX_HEADER}; not a safetensors file?"
+        )));
     }
     let data_begin = PREFIX + length;
     if data_begin > file_size {

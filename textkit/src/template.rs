@@ -57,6 +57,16 @@ impl ChatTemplate {
         env.add_filter("tojson", tojson);
         env.add_filter("fromjson", fromjson);
         env.add_filter("string", |value: Value| str_of(&value).map_or_else(|| Value::from(value.to_string()), Value::from));
+        env.add_filter("trim", |value: &Value, chars: Option<&str>| {
+            let text = str_of(value).unwrap_or_else(|| value.to_string());
+            match chars {
+                Some(chars) => text.trim_matches(|c| chars.contains(c)).to_string(),
+                None => text.trim().to_string(),
+            }
+        });
+        // minijinja's own tests differ from Jinja2's: none iterates there, and a string is no sequence.
+        env.add_test("iterable", |value: &Value| !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number));
+        env.add_test("sequence", |value: &Value| !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number));
         env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
         });

@@ -15,7 +15,7 @@ pub struct Tokenizer {
 /// How a token's text becomes bytes, which the decoder of tokenizer.json tells.
 #[derive(Clone, Copy, PartialEq)]
 enum Alphabet {
-    ByteLevel,    // GPT-2's printable stand-ins for the 256 bytes
+    ByteLevel,     // GPT-2's printable stand-ins for the 256 bytes
     SentencePiece, // U+2581 is a space, <0xAB> is a byte
     Plain,
 }
