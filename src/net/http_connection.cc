@@ -250,7 +250,7 @@ std::string Connection::make_head(int status, const Headers& headers) const {
   return head;
 }
 
-void Connection::fail(int status, const std::string& message) {
+void Connection::fail(int status, std::string message) {
   parser_.reset();
   phase_ = Phase::kAnswering;
   keep_alive_ = false;

@@ -64,7 +64,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   void process_input();
   std::size_t feed(std::string_view bytes);
   void dispatch();
-  void fail(int status, const std::string& message);
+  void fail(int status, std::string message);
   void after_send(const Io& result);
   void answered();
   void linger();
