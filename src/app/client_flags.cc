@@ -1,0 +1,37 @@
+#include "app/client_flags.h"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+namespace baton::app {
+
+void ClientFlags::add_to(CLI::App& app) {
+  const char* group = "Server";
+  app.add_option("--url,--base-url", base_url, "the server, e.g. http://127.0.0.1:8000 (instead of --host and --port)")->group(group);
+  app.add_option("--host", host, "its address")->capture_default_str()->group(group);
+  app.add_option("--port", port, "its port")->check(CLI::Range(1, 65535))->capture_default_str()->group(group);
+  app.add_option("--api-key", api_key, "key to send; also from OPENAI_API_KEY")->group(group);
+  app.add_option("--model", model, "model to name in requests (default: the first that the server lists)")->group(group);
+}
+
+Result<LocalHttp> ClientFlags::open() const {
+  BATON_ASSIGN_OR_RETURN(LocalHttp http, base_url.empty() ? LocalHttp::open(host, port) : LocalHttp::open(base_url));
+  const char* key = std::getenv("OPENAI_API_KEY");
+  http.set_api_key(!api_key.empty() || !key ? api_key : key);
+  return http;
+}
+
+std::string ClientFlags::url() const { return base_url.empty() ? fmt::format("http://{}:{}", host, port) : base_url; }
+
+Status check_answer(const HttpAnswer& answer, const std::string& what) {
+  if (answer.status >= 200 && answer.status < 300) return {};
+  std::string message = answer.body.substr(0, 500);
+  const auto body = nlohmann::json::parse(answer.body, nullptr, false);
+  if (body.is_object() && body.contains("error") && body["error"].is_object()) message = body["error"].value("message", message);
+  const Code code = answer.status == 404 ? Code::kNotFound : answer.status == 401 ? Code::kUnauthenticated : answer.status == 503 ? Code::kUnavailable : Code::kInternal;
+  return Status(code, fmt::format("{}: HTTP {}: {}", what, answer.status, message));
+}
+
+}  // namespace baton::app

@@ -1,0 +1,26 @@
+#pragma once
+// How the client commands (check, status, chat, bench serve) name the server that they talk to.
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "app/local_http.h"
+
+namespace baton::app {
+
+struct ClientFlags {
+  std::string base_url;
+  std::string host = "127.0.0.1";
+  int port = 8000;
+  std::string api_key;
+  std::string model;  // "": the server's first
+
+  void add_to(CLI::App& app);
+  Result<LocalHttp> open() const;
+  std::string url() const;
+};
+
+// A status other than 2xx as an error that carries the server's own message.
+Status check_answer(const HttpAnswer& answer, const std::string& what);
+
+}  // namespace baton::app
