@@ -1,0 +1,247 @@
+#include "gateway/core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "gateway/request.h"
+
+namespace baton::gateway {
+
+Core::Core(const CoreOptions& options, std::vector<WorkerConfig> workers)
+    : options_(options), registry_(options.registry, std::move(workers)), log_(options.log_records_max) {}
+Core::~Core() = default;
+
+Core::Request* Core::find(RequestKey key) {
+  const auto found = requests_.find(key);
+  return found == requests_.end() || found->second->closed ? nullptr : found->second.get();
+}
+
+// --- from clients
+
+RequestKey Core::submit(TimePoint now, wire::GenerateRequest base) {
+  const RequestKey key(++last_request_);
+  ++stats_.requests;
+  const auto reject = [&](Status status) {
+    ++stats_.rejected;
+    actions_.push_back(Deliver{key, std::move(status)});
+    return key;
+  };
+  if (requests_.size() >= options_.requests_max)
+    return reject(Status(Code::kResourceExhausted, std::to_string(options_.requests_max) + " requests are in flight; retry later"));
+  if (base.ids.empty() || base.n_prompt < 1 || static_cast<std::size_t>(base.n_prompt) > base.ids.size() || base.n < 1 || base.first_choice < 0)
+    return reject(Status(Code::kInvalidArgument, "a request needs at least one prompt token and one choice"));
+  if (base.timeout <= Duration::zero()) return reject(Status(Code::kDeadlineExceeded, "the request's time ran out before it was dispatched"));
+
+  auto owned = std::make_unique<Request>();
+  Request& request = *owned;
+  request.key = key;
+  request.arrival = now;
+  request.deadline = base.timeout < kNever - now ? now + base.timeout : kNever;
+  request.choices.assign(static_cast<std::size_t>(base.n), ChoiceStream(static_cast<std::int32_t>(base.ids.size())));
+  request.record.id = base.id;
+  request.record.served.attempts = 0;
+  request.record.served.prompt_tokens = base.n_prompt;
+  request.runs.push_back(Run{.first = base.first_choice, .n = base.n});
+  request.base = std::move(base);
+  requests_.emplace(key, std::move(owned));
+  wake_at(request, request.deadline);
+  note(request, now, "arrived");
+  start_run(request, 0, now);
+  sweep();
+  return key;
+}
+
+void Core::cancel(TimePoint now, RequestKey key) {
+  Request* request = find(key);
+  if (request == nullptr) return;
+  ++stats_.cancelled;
+  close(*request, now, Status(Code::kCancelled, "the client went away"));
+  sweep();
+}
+
+void Core::finish_choice(TimePoint now, RequestKey key, int choice) {
+  Request* request = find(key);
+  ChoiceStream* stream = request == nullptr ? nullptr : request->choice(choice);
+  if (stream == nullptr || stream->finished()) return;
+  stream->finish();
+  note(*request, now, "choice_finished_by_client", std::to_string(choice));
+  deliver(*request, wire::FinishEvent{.choice = choice, .reason = wire::FinishReason::kStop, .stop_token = {}});
+  if (request->all_finished()) {
+    finish(*request, now, Status());
+  } else if (Run* run = request->run_of(choice); run != nullptr) {
+    if (run->n == 1) {  // nothing else hangs on its legs
+      cancel_leg(run->prefill_leg);
+      cancel_leg(run->decode_leg);
+      run->state = RunState::kEnded;
+      run->deadline = kNever;
+    } else if (run->state == RunState::kDecoding) {
+      actions_.push_back(FinishChoice{run->decode_worker, request->base.id, choice});
+    }
+  }
+  sweep();
+}
+
+// --- ends of a request
+
+void Core::deliver(Request& request, Emission event) { actions_.push_back(Deliver{request.key, std::move(event)}); }
+
+void Core::deliver_served(Request& request) { deliver(request, request.record.served); }
+
+void Core::note(Request& request, TimePoint now, std::string what, std::string detail) {
+  request.record.add(now - request.arrival, std::move(what), std::move(detail));
+}
+
+// Ends a request with its one terminal outcome.
+void Core::finish(Request& request, TimePoint now, Status status) {
+  if (request.closed) return;
+  if (status.ok() && request.wants_prompt_logprobs())
+    status = Status(Code::kUnavailable, "the worker that had the prompt's log-probabilities was lost; retry");
+  ++(status.ok() ? stats_.finished : stats_.failed);
+  deliver_served(request);
+  close(request, now, status);
+  deliver(request, std::move(status));
+}
+
+// Cancels what is open and files the record.
+void Core::close(Request& request, TimePoint now, const Status& status) {
+  request.closed = true;
+  for (Run& run : request.runs) {
+    cancel_leg(run.prefill_leg);
+    cancel_leg(run.decode_leg);
+    run.state = RunState::kEnded;
+  }
+  wakes_.erase({request.wake, request.key});
+  note(request, now, status.ok() ? "finished" : "ended", status.ok() ? "" : status.to_string());
+  request.record.finished = true;
+  request.record.status = status;
+  request.record.total = now - request.arrival;
+  stats_.kv_bytes += static_cast<std::uint64_t>(std::max<std::int64_t>(0, request.record.served.kv_bytes));
+  log_.put(std::move(request.record));
+  closed_.push_back(request.key);
+}
+
+// Once every choice has finished, the legs' last events (statistics, Done) are waited for a moment: a connection that ends by itself is used again.
+void Core::finish_if_complete(Request& request, TimePoint now) {
+  if (request.closed || !request.all_finished()) return;
+  if (!request.linger_until) {
+    request.linger_until = now + options_.linger;
+    wake_at(request, *request.linger_until);
+    for (Run& run : request.runs) {
+      run.deadline = kNever;
+      // It finished at its first token: D holds a lease that nobody will use.
+      if (run.state == RunState::kReserving || (run.state == RunState::kPrefilling && !run.local)) cancel_leg(run.decode_leg);
+    }
+  }
+  const bool open = std::ranges::any_of(request.runs, [](const Run& run) { return run.decode_leg || run.prefill_leg; });
+  if (!open || now >= *request.linger_until) finish(request, now, Status());
+}
+
+void Core::sweep() {
+  for (const RequestKey key : closed_) requests_.erase(key);
+  closed_.clear();
+}
+
+// --- time
+
+// The request wants on_time() at `at` or before. Deadlines that move away are not followed: the wake-up finds nothing to do and sets the next one.
+void Core::wake_at(Request& request, TimePoint at) {
+  if (request.closed || at >= request.wake) return;
+  wakes_.erase({request.wake, request.key});
+  request.wake = at;
+  wakes_.insert({at, request.key});
+}
+
+void Core::on_time(TimePoint now) {
+  std::vector<RequestKey> due;
+  for (const auto& [at, key] : wakes_) {
+    if (at > now) break;
+    due.push_back(key);
+  }
+  for (const RequestKey key : due) {
+    Request* request = find(key);
+    if (request == nullptr) continue;
+    wakes_.erase({request->wake, key});
+    request->wake = kNever;
+    expire(*request, now);
+    if (request->closed) continue;
+    TimePoint next = std::min(request->deadline, request->linger_until.value_or(kNever));
+    for (const Run& run : request->runs) next = std::min(next, run.deadline);
+    wake_at(*request, next);
+  }
+  sweep();
+}
+
+void Core::expire(Request& request, TimePoint now) {
+  if (request.linger_until) return finish_if_complete(request, now);
+  if (now >= request.deadline) {
+    std::string waiting;
+    for (const Run& run : request.runs)
+      if (run.state != RunState::kEnded && waiting.empty()) waiting = run.waiting_for;
+    ++stats_.waits_expired;
+    return finish(request, now, Status(Code::kDeadlineExceeded, "the request's time-out of " + std::to_string(request.base.timeout.count() / 1000) +
+                                                                     " ms ran out while waiting for " + waiting));
+  }
+  for (std::size_t i = 0; i < request.runs.size() && !request.closed; ++i) {
+    const Run& run = request.runs[i];
+    if (now < run.deadline) continue;
+    ++stats_.waits_expired;
+    const bool at_prefill = run.prefill_leg && run.state == RunState::kPrefilling;
+    const auto leg = at_prefill ? run.prefill_leg : run.decode_leg;
+    if (!leg) continue;
+    const WorkerId worker = legs_.at(*leg).worker;
+    const Status status(Code::kUnavailable, registry_.at(worker).name() + ": waited too long for " + run.waiting_for);
+    registry_.on_leg_broken(worker, status.message());
+    actions_.push_back(PollNow{worker});
+    actions_.push_back(CancelLeg{*leg});
+    leg_failed(request, *leg, now, status, false);
+  }
+}
+
+// --- workers
+
+void Core::on_status(TimePoint now, WorkerId worker, const wire::WorkerStatus& status) {
+  const auto change = registry_.on_status(now, worker, status);
+  if (change == Registry::Change::kRestarted) lose_legs(now, worker, status.incarnation, "restarted");
+}
+
+void Core::on_poll_failed(TimePoint now, WorkerId worker, bool unreachable, const std::string& why) {
+  if (registry_.on_poll_failed(worker, unreachable, why) == Registry::Change::kLost) lose_legs(now, worker, std::nullopt, "died: " + why);
+}
+
+// Fails the legs on a worker, except those to the incarnation that lives.
+void Core::lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> living, const std::string& why) {
+  std::vector<LegId> lost;
+  for (const auto& [id, leg] : legs_)
+    if (leg.worker == worker && (!living || leg.incarnation != *living)) lost.push_back(id);
+  const Status status(Code::kUnavailable, registry_.at(worker).name() + " " + why);
+  for (const LegId id : lost) {
+    const auto leg = legs_.find(id);
+    if (leg == legs_.end()) continue;  // went with its partner
+    Request* request = find(leg->second.request);
+    BATON_CHECK(request != nullptr);
+    actions_.push_back(CancelLeg{id});
+    leg_failed(*request, id, now, status, false);
+  }
+  sweep();
+}
+
+// --- views
+
+Stats Core::stats() const {
+  Stats stats = stats_;
+  for (const auto& [key, request] : requests_) ++(request->first_token ? stats.running : stats.waiting);
+  return stats;
+}
+
+std::optional<RequestRecord> Core::record(TimePoint now, const std::string& id) const {
+  for (const auto& [key, request] : requests_) {
+    if (request->base.id != id) continue;
+    RequestRecord record = request->record;
+    record.total = now - request->arrival;
+    return record;
+  }
+  const RequestRecord* record = log_.find(id);
+  return record == nullptr ? std::nullopt : std::optional(*record);
+}
+
+}  // namespace baton::gateway

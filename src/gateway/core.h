@@ -1,0 +1,190 @@
+#pragma once
+// The gateway's decisions: registry, placement, and one state machine a request (README.md has the diagram). Pure: events and `now` go in, actions come
+// out in order through take_actions(); whoever calls executes them. No socket, thread or clock.
+//
+// A request is served by one or more runs. A run covers a range of its choices and owns at most one decode leg and one prefill leg. Losing a worker
+// restarts the run elsewhere: with the same request while nothing of it was emitted; afterwards each unfinished choice goes on as a run of its own, whose
+// request is prompt + emitted ids.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/ids.h"
+#include "base/status.h"
+#include "gateway/placement.h"
+#include "gateway/registry.h"
+#include "gateway/request_log.h"
+#include "wire/worker_api.h"
+
+namespace baton::gateway {
+
+using RequestKey = Id<struct RequestKeyTag, std::uint64_t>;  // this gateway's own number of a request; clients may repeat their ids
+using LegId = Id<struct LegTag, std::uint64_t>;
+
+// What the caller must do.
+struct StartDecode {
+  LegId leg;
+  WorkerId worker;
+  wire::DecodeLeg body;
+};
+struct StartPrefill {
+  LegId leg;
+  WorkerId worker;
+  wire::PrefillLeg body;
+};
+struct CancelLeg {  // close its connection; its events are ignored from now on
+  LegId leg;
+};
+struct FinishChoice {  // POST /internal/finish_choice, best effort
+  WorkerId worker;
+  std::string request;
+  int choice = 0;
+};
+struct PollNow {
+  WorkerId worker;
+};
+struct Deliver {  // to the request's sink; a Status is on_done, after which nothing follows
+  RequestKey request;
+  std::variant<wire::Served, wire::PromptLogprobs, wire::TokenEvent, wire::FinishEvent, Status> event;
+};
+using Action = std::variant<StartDecode, StartPrefill, CancelLeg, FinishChoice, PollNow, Deliver>;
+
+// How a leg's connection ended.
+struct LegEnd {
+  enum class Kind : std::uint8_t {
+    kComplete,     // the answer ended as HTTP says
+    kRefused,      // an answer other than 200: the worker lives
+    kBroken,       // cut or timed out amid the answer, or garbage in it
+    kUnreachable,  // no connection, or cut before any answer
+  };
+  Kind kind = Kind::kComplete;
+  Status status;  // of all but kComplete
+};
+
+struct CoreOptions {
+  Fallback fallback = Fallback::kLocal;
+  std::size_t requests_max = 4096;  // in flight; beyond: kResourceExhausted
+  int retries_max = 4;              // failures of a request since it last made progress
+  // Each wait is also bounded by what is left of the request's own deadline.
+  Duration reserve_timeout = std::chrono::seconds(5);
+  Duration prefill_slack = std::chrono::seconds(30);  // on top of four times the expected time
+  Duration commit_timeout = std::chrono::seconds(10);  // from the end of P's leg to D's commit
+  Duration token_timeout = std::chrono::seconds(30);  // between tokens
+  Duration linger = std::chrono::milliseconds(250);    // for the legs' last events once every choice has finished
+  std::size_t log_records_max = 1000;
+  RegistryOptions registry;
+};
+
+struct Stats {
+  std::uint64_t requests = 0, rejected = 0, finished = 0, failed = 0, cancelled = 0;
+  std::uint64_t tokens = 0;
+  std::uint64_t retries_decode_refused = 0, retries_decode_failed = 0, retries_prefill_refused = 0, retries_prefill_failed = 0, retries_nacked = 0;
+  std::uint64_t resumed = 0;    // runs that went on elsewhere after tokens had been emitted
+  std::uint64_t fallbacks = 0;  // runs without a hand-off because a role had no worker
+  std::uint64_t duplicates_dropped = 0;
+  std::uint64_t conflicts = 0;  // two tokens for one position: must be zero
+  std::uint64_t waits_expired = 0;
+  std::uint64_t kv_bytes = 0;
+  std::size_t waiting = 0, running = 0;  // requests before and after their first token
+};
+
+class Core {
+ public:
+  Core(const CoreOptions& options, std::vector<WorkerConfig> workers);
+  ~Core();
+
+  // --- from clients. A request gets exactly one Deliver with a Status, unless it is cancelled.
+  RequestKey submit(TimePoint now, wire::GenerateRequest request);
+  void cancel(TimePoint now, RequestKey key);
+  void finish_choice(TimePoint now, RequestKey key, int choice);
+
+  // --- from legs. Of a leg that was cancelled or has ended: ignored.
+  void on_leg_event(TimePoint now, LegId leg, wire::LegEvent event);
+  void on_leg_end(TimePoint now, LegId leg, const LegEnd& end);
+
+  // --- from polls
+  void on_status(TimePoint now, WorkerId worker, const wire::WorkerStatus& status);
+  void on_poll_failed(TimePoint now, WorkerId worker, bool unreachable, const std::string& why);
+
+  // --- time. Call on_time() when next_deadline() has come; it may come to nothing.
+  void on_time(TimePoint now);
+  TimePoint next_deadline() const { return wakes_.empty() ? kNever : wakes_.begin()->first; }
+
+  std::vector<Action> take_actions() { return std::exchange(actions_, {}); }
+
+  const Registry& registry() const { return registry_; }
+  Stats stats() const;
+  std::optional<RequestRecord> record(TimePoint now, const std::string& id) const;
+  std::size_t open_legs() const { return legs_.size(); }
+
+ private:
+  struct Run;
+  struct Request;
+  struct Leg {
+    RequestKey request;
+    std::size_t run = 0;
+    bool prefill = false;
+    WorkerId worker;
+    Incarnation incarnation;
+    std::int64_t blocks = 0, tokens = 0;  // what it is charged for in the registry
+  };
+  using Emission = decltype(Deliver::event);
+
+  // core.cc: requests, time, workers
+  void deliver(Request& request, Emission event);
+  void deliver_served(Request& request);
+  void note(Request& request, TimePoint now, std::string what, std::string detail = {});
+  void finish(Request& request, TimePoint now, Status status);
+  void close(Request& request, TimePoint now, const Status& status);
+  void finish_if_complete(Request& request, TimePoint now);
+  void sweep();
+  void wake_at(Request& request, TimePoint at);
+  void expire(Request& request, TimePoint now);
+  void lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> living, const std::string& why);
+
+  // core_legs.cc: runs and their legs
+  wire::GenerateRequest request_of(const Request& request, const Run& run, TimePoint now) const;
+  void start_run(Request& request, std::size_t run_index, TimePoint now);
+  void start_prefill(Request& request, std::size_t run_index, TimePoint now);
+  LegId open_leg(Request& request, std::size_t run_index, bool prefill, WorkerId worker, std::int64_t blocks, std::int64_t tokens);
+  void end_leg(LegId leg);
+  void cancel_leg(std::optional<LegId>& leg);
+  void leg_failed(Request& request, LegId leg, TimePoint now, const Status& status, bool refused);
+  void decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused);
+  void prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused, bool nacked);
+  bool count_failure(Request& request, TimePoint now, const Status& status);
+  void restart(Request& request, std::size_t run_index, TimePoint now);
+  void set_wait(Request& request, Run& run, TimePoint now, Duration wait, std::string what);
+  void on_committed(Request& request, std::size_t run_index, TimePoint now, wire::Committed event);
+  void on_tokens(Request& request, LegId leg, TimePoint now, std::vector<wire::TokenEvent> tokens);
+  void on_finish(Request& request, LegId leg, TimePoint now, const wire::FinishEvent& event);
+  void on_done(Request& request, LegId leg, TimePoint now);
+  void garbage(Request& request, LegId leg, TimePoint now, const std::string& what);
+  void merge_served(Request& request, const Leg& leg, const wire::Served& served);
+  void remember_prefix(WorkerId worker, const Request& request, std::span<const TokenId> ids);
+
+  Request* find(RequestKey key);
+
+  const CoreOptions options_;
+  Registry registry_;
+  Placement placement_{registry_};
+  RequestLog log_;
+  Stats stats_;
+  std::uint64_t last_request_ = 0, last_leg_ = 0;
+  std::map<RequestKey, std::unique_ptr<Request>> requests_;
+  std::map<LegId, Leg> legs_;
+  std::set<std::pair<TimePoint, RequestKey>> wakes_;  // one a request, never later than its next deadline
+  std::vector<RequestKey> closed_;                    // to be erased when the event that closed them is over
+  std::vector<Action> actions_;
+};
+
+}  // namespace baton::gateway

@@ -1,0 +1,442 @@
+// The core's second half: what a run does with its two legs.
+
+#include <algorithm>
+#include <utility>
+
+#include "gateway/core.h"
+#include "gateway/request.h"
+
+namespace baton::gateway {
+namespace {
+
+template <class... Ts>
+struct Overloaded : Ts... {
+  using Ts::operator()...;
+};
+
+}  // namespace
+
+// --- starting
+
+// Both legs of a run carry the same request: a function of what the run knew when it started.
+wire::GenerateRequest Core::request_of(const Request& request, const Run& run, TimePoint now) const {
+  wire::GenerateRequest sent = request.base;
+  sent.first_choice = run.first;
+  sent.n = run.n;
+  if (request.deadline != kNever) sent.timeout = std::max(Duration(1), request.deadline - now);
+  if (run.n != request.base.n) sent.id += "." + std::to_string(run.first);  // several runs of one request may meet on a worker
+  if (run.emitted > 0) {
+    const auto& tokens = request.choices[static_cast<std::size_t>(run.first - request.base.first_choice)].tokens();
+    sent.ids.insert(sent.ids.end(), tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(run.emitted));
+  }
+  if (!request.wants_prompt_logprobs()) sent.sampling.prompt_logprobs = -1;
+  return sent;
+}
+
+void Core::set_wait(Request& request, Run& run, TimePoint now, Duration wait, std::string what) {
+  run.deadline = std::min(request.deadline, now + wait);
+  run.waiting_for = std::move(what);
+  wake_at(request, run.deadline);
+}
+
+LegId Core::open_leg(Request& request, std::size_t run_index, bool prefill, WorkerId id, std::int64_t blocks, std::int64_t tokens) {
+  Worker& worker = registry_.at(id);
+  const LegId leg(++last_leg_);
+  legs_[leg] = {request.key, run_index, prefill, id, worker.status.incarnation, blocks, tokens};
+  ++worker.legs;
+  ++worker.placed;
+  worker.blocks_promised += blocks;
+  worker.prefill_tokens += tokens;
+  Run& run = request.runs[run_index];
+  (prefill ? run.prefill_leg : run.decode_leg) = leg;
+  return leg;
+}
+
+// Forgets a leg and what it was charged for.
+void Core::end_leg(LegId id) {
+  const auto found = legs_.find(id);
+  if (found == legs_.end()) return;
+  const Leg& leg = found->second;
+  Worker& worker = registry_.at(leg.worker);
+  --worker.legs;
+  worker.blocks_promised -= leg.blocks;
+  worker.prefill_tokens -= leg.tokens;
+  if (Request* request = find(leg.request)) {
+    Run& run = request->runs[leg.run];
+    (leg.prefill ? run.prefill_leg : run.decode_leg).reset();
+  }
+  legs_.erase(found);
+}
+
+void Core::cancel_leg(std::optional<LegId>& leg) {
+  if (!leg) return;
+  const LegId id = *leg;
+  leg.reset();
+  actions_.push_back(CancelLeg{id});
+  end_leg(id);
+}
+
+void Core::remember_prefix(WorkerId id, const Request& request, std::span<const TokenId> ids) {
+  Worker& worker = registry_.at(id);
+  if (worker.status.block_tokens > 0) worker.prefixes.insert(wire::prefix_chain(ids, worker.status.block_tokens, request.base.cache_salt));
+}
+
+// Leg 1: a decode worker that reserves for the whole run, or serves it alone.
+void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
+  Run& run = request.runs[run_index];
+  run.state = RunState::kReserving;
+  run.emitted = run.n == 1 ? request.choice(run.first)->tokens().size() : 0;
+  wire::GenerateRequest sent = request_of(request, run, now);
+  const auto new_tokens = std::max<std::int64_t>(0, sent.sampling.max_tokens - static_cast<std::int64_t>(run.emitted));
+  const Need need{sent.ids, run.n, static_cast<std::int32_t>(new_tokens), sent.cache_salt};
+  const auto placed = placement_.decode(need, run.tried, options_.fallback);
+  if (!placed.ok()) return finish(request, now, run.refusal.value_or(placed.status()));
+
+  const WorkerId id = placed->worker;
+  const Worker& worker = registry_.at(id);
+  run.local = placed->local_prefill;
+  run.attempt = Attempt(++request.attempts);
+  run.decode_worker = id;
+  run.decode_incarnation = worker.status.incarnation;
+  wire::Served& served = request.record.served;
+  served.attempts = static_cast<int>(request.attempts);
+  served.decode_worker = worker.name();
+  served.disaggregated = !run.local;
+  if (placed->fallback) {
+    ++stats_.fallbacks;
+    request.record.fallback = "no live worker of the other role: " + registry_.describe();
+  }
+  note(request, now, run.local ? "send_local" : "reserve", worker.name());
+  const LegId leg = open_leg(request, run_index, false, id, placement_.blocks(id, need), run.local ? static_cast<std::int64_t>(sent.ids.size()) : 0);
+  if (run.local) {
+    const Duration estimate = placement_.prefill_estimate(id, need);
+    set_wait(request, run, now, options_.prefill_slack + 4 * estimate, "prefill on " + worker.name());
+    remember_prefix(id, request, sent.ids);
+    served.prefill_worker = worker.name();
+    run.state = RunState::kPrefilling;
+    deliver_served(request);
+  } else {
+    set_wait(request, run, now, options_.reserve_timeout, "a reservation on " + worker.name());
+  }
+  actions_.push_back(StartDecode{leg, id, {std::move(sent), run.attempt, run.local}});
+}
+
+// Leg 2: a prefill worker for the lease that D gave.
+void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now) {
+  Run& run = request.runs[run_index];
+  run.state = RunState::kPrefilling;
+  wire::GenerateRequest sent = request_of(request, run, now);
+  const Need need{sent.ids, run.n, 0, sent.cache_salt};
+  const auto placed = placement_.prefill(need, run.tried);
+  if (!placed.ok()) {
+    if (run.refusal) return finish(request, now, *run.refusal);
+    cancel_leg(run.decode_leg);  // every prefill worker is gone: place anew, which may mean D alone
+    return start_run(request, run_index, now);
+  }
+  const Worker& worker = registry_.at(*placed);
+  const Worker& decoder = registry_.at(run.decode_worker);
+  run.prefill_worker = *placed;
+  const Duration estimate = placement_.prefill_estimate(*placed, need);
+  set_wait(request, run, now, options_.prefill_slack + 4 * estimate, "prefill on " + worker.name());
+  const LegId leg = open_leg(request, run_index, true, *placed, 0, static_cast<std::int64_t>(sent.ids.size()));
+  remember_prefix(*placed, request, sent.ids);
+  wire::Served& served = request.record.served;
+  served.attempts = static_cast<int>(request.attempts);
+  served.prefill_worker = worker.name();
+  served.disaggregated = true;
+  std::string detail = worker.name();
+  if (worker.status.numerics_id != decoder.status.numerics_id)
+    detail += " (numerics " + worker.status.numerics_id + ", decode has " + decoder.status.numerics_id + ": tokens may differ from either alone)";
+  note(request, now, "send_prefill", detail);
+  deliver_served(request);
+  actions_.push_back(StartPrefill{leg, *placed,
+                                  {.request = std::move(sent),
+                                   .attempt = run.attempt,
+                                   .lease = run.lease,
+                                   .decode_worker = decoder.name(),
+                                   .link_host = decoder.config.host,
+                                   .link_port = decoder.status.link_port,
+                                   .decode_incarnation = run.decode_incarnation}});
+}
+
+// --- events
+
+void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
+  const auto found = legs_.find(id);
+  if (found == legs_.end()) return;
+  const Leg leg = found->second;
+  Request& request = *find(leg.request);
+  Run& run = request.runs[leg.run];
+  const auto offset_ms = [&] { return to_ms(now - request.arrival); };
+  const std::string& worker = registry_.at(leg.worker).name();
+  wire::Served& served = request.record.served;
+  std::visit(
+      Overloaded{
+          [&](const wire::Reserved& e) {
+            if (leg.prefill || run.local || run.state != RunState::kReserving) return;  // a repeated one
+            run.lease = e.lease;
+            run.refusal.reset();
+            if (served.reserved_ms < 0) served.reserved_ms = offset_ms();
+            note(request, now, "reserved", worker);
+            start_prefill(request, leg.run, now);
+          },
+          [&](const wire::Started&) {
+            if (run.state != RunState::kPrefilling || leg.prefill == run.local) return;
+            if (served.prefill_start_ms < 0) served.prefill_start_ms = offset_ms();
+            note(request, now, "prefill_started", worker);
+          },
+          [&](wire::Committed& e) {
+            if (leg.prefill) return note(request, now, "prefill_committed", worker);
+            on_committed(request, leg.run, now, std::move(e));
+          },
+          [&](const wire::Nacked& e) {
+            if (!leg.prefill) return note(request, now, "nacked", e.status.to_string());  // P says so too, and there it is acted upon
+            actions_.push_back(CancelLeg{id});
+            end_leg(id);
+            prefill_failed(request, leg.run, now, leg.worker, e.status, false, true);
+          },
+          [&](wire::Tokens& e) { on_tokens(request, id, now, std::move(e.tokens)); },
+          [&](const wire::FinishEvent& e) { on_finish(request, id, now, e); },
+          [&](wire::PromptLogprobs& e) {
+            if (!request.wants_prompt_logprobs()) return;
+            request.prompt_logprobs_sent = true;
+            deliver(request, std::move(e));
+          },
+          [&](const wire::Served& e) { merge_served(request, leg, e); },
+          [&](const wire::Done&) { on_done(request, id, now); },
+          [&](const wire::Failed& e) { leg_failed(request, id, now, e.status.with_context(worker), false); },
+      },
+      event);
+  sweep();
+}
+
+// D's word is authoritative: it ends any retry of the prefill, whoever's KV it was that arrived.
+void Core::on_committed(Request& request, std::size_t run_index, TimePoint now, wire::Committed event) {
+  Run& run = request.runs[run_index];
+  if (run.state == RunState::kDecoding && event.first.empty()) return;
+  const LegId leg = *run.decode_leg;
+  if (event.attempt.value > request.attempts) return garbage(request, leg, now, "committed an attempt that was never made");
+  if (run.state != RunState::kDecoding) {
+    run.state = RunState::kDecoding;
+    if (run.prefill_leg && event.attempt != run.attempt) cancel_leg(run.prefill_leg);
+    if (request.record.served.committed_ms < 0) request.record.served.committed_ms = to_ms(now - request.arrival);
+    note(request, now, "committed", registry_.at(run.decode_worker).name() + ", attempt " + std::to_string(event.attempt.value));
+    remember_prefix(run.decode_worker, request, request_of(request, run, now).ids);
+    if (run.n > 1) {
+      for (int choice = run.first; choice < run.first + run.n; ++choice)  // ended while D could not know the choice yet
+        if (request.choice(choice)->finished()) actions_.push_back(FinishChoice{run.decode_worker, request.base.id, choice});
+    }
+    set_wait(request, run, now, options_.token_timeout, "the next token from " + registry_.at(run.decode_worker).name());
+  }
+  on_tokens(request, leg, now, std::move(event.first));
+}
+
+void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire::TokenEvent> tokens) {
+  Leg& leg = legs_.at(id);
+  Run& run = request.runs[leg.run];
+  if (!leg.prefill && !run.local && run.state != RunState::kDecoding) return garbage(request, id, now, "tokens before the commit");
+  std::vector<wire::TokenEvent> ready;
+  for (wire::TokenEvent& token : tokens) {
+    const int choice = token.choice;
+    const std::int32_t position = token.position;
+    if (choice < run.first || choice >= run.first + run.n) return garbage(request, id, now, "token of choice " + std::to_string(choice));
+    switch (request.choice(choice)->offer(std::move(token), ready)) {
+      case ChoiceStream::Verdict::kNew:
+      case ChoiceStream::Verdict::kHeld:
+      case ChoiceStream::Verdict::kLate: break;
+      case ChoiceStream::Verdict::kDuplicate: ++stats_.duplicates_dropped; break;
+      case ChoiceStream::Verdict::kConflict:
+        ++stats_.conflicts;
+        note(request, now, "conflict", "choice " + std::to_string(choice) + ", position " + std::to_string(position));
+        return finish(request, now, Status(Code::kDataLoss, "two workers gave different tokens for position " + std::to_string(position)));
+      case ChoiceStream::Verdict::kGarbage: return garbage(request, id, now, "token at position " + std::to_string(position));
+    }
+  }
+  if (leg.prefill || run.state == RunState::kPrefilling) {  // the prompt is computed: its queue is shorter
+    registry_.at(leg.worker).prefill_tokens -= std::exchange(leg.tokens, 0);
+    if (request.record.served.prefill_end_ms < 0) request.record.served.prefill_end_ms = to_ms(now - request.arrival);
+  }
+  const std::string& worker = registry_.at(leg.worker).name();
+  if (!leg.prefill && run.local) run.state = RunState::kDecoding;
+  if (!leg.prefill && run.state == RunState::kDecoding) {
+    set_wait(request, run, now, options_.token_timeout, "the next token from " + worker);
+  } else if (leg.prefill && run.state == RunState::kPrefilling) {
+    set_wait(request, run, now, options_.commit_timeout, "the hand-off from " + worker);
+  }
+  if (ready.empty()) return;
+  run.tried = {};
+  request.failures = 0;
+  if (!request.first_token) {
+    request.first_token = true;
+    request.record.served.first_token_ms = to_ms(now - request.arrival);
+    note(request, now, "first_token", worker);
+    deliver_served(request);
+  }
+  stats_.tokens += ready.size();
+  request.record.tokens += static_cast<std::int64_t>(ready.size());
+  for (wire::TokenEvent& token : ready) deliver(request, std::move(token));
+}
+
+void Core::on_finish(Request& request, LegId id, TimePoint now, const wire::FinishEvent& event) {
+  const Leg& leg = legs_.at(id);
+  const Run& run = request.runs[leg.run];
+  if (event.choice < run.first || event.choice >= run.first + run.n)
+    return garbage(request, id, now, "finish of choice " + std::to_string(event.choice));
+  if (!leg.prefill && !run.local && run.state != RunState::kDecoding) return garbage(request, id, now, "a finish before the commit");
+  ChoiceStream& stream = *request.choice(event.choice);
+  if (stream.finished()) return;
+  if (stream.has_gap()) return garbage(request, id, now, "finish behind a missing token");
+  if (event.reason == wire::FinishReason::kAbort)  // the worker gave it up, it did not end: whatever is missing can be had elsewhere
+    return leg_failed(request, id, now, Status(Code::kUnavailable, registry_.at(leg.worker).name() + " aborted the sequence"), false);
+  stream.finish();
+  deliver(request, event);
+  if (!leg.prefill) {
+    std::vector<TokenId> ids = request.base.ids;
+    ids.insert(ids.end(), stream.tokens().begin(), stream.tokens().end());
+    remember_prefix(leg.worker, request, ids);
+  }
+  finish_if_complete(request, now);
+}
+
+void Core::on_done(Request& request, LegId id, TimePoint now) {
+  const Leg leg = legs_.at(id);
+  Run& run = request.runs[leg.run];
+  bool complete = true;
+  for (int choice = run.first; choice < run.first + run.n; ++choice) complete &= request.choice(choice)->finished();
+  if (!leg.prefill && !complete) return garbage(request, id, now, "done before every choice had finished");
+  end_leg(id);
+  if (!leg.prefill) {
+    run.state = RunState::kEnded;
+    run.deadline = kNever;
+  } else if (run.state == RunState::kPrefilling && !complete) {
+    set_wait(request, run, now, options_.commit_timeout, "the commit on " + registry_.at(run.decode_worker).name());
+  }
+  finish_if_complete(request, now);
+}
+
+// Workers report what they did; times are taken here, where the request arrived.
+void Core::merge_served(Request& request, const Leg& leg, const wire::Served& said) {
+  wire::Served& served = request.record.served;
+  const Run& run = request.runs[leg.run];
+  // The cache hit of a continuation is the gateway's doing, not the client's.
+  if ((leg.prefill || run.local) && run.emitted == 0) served.cached_tokens = std::clamp(said.cached_tokens, 0, request.base.n_prompt);
+  served.kv_bytes = std::max(served.kv_bytes, said.kv_bytes);
+  served.kv_bytes_early = std::max(served.kv_bytes_early, said.kv_bytes_early);
+  deliver_served(request);
+}
+
+// --- failures
+
+void Core::on_leg_end(TimePoint now, LegId id, const LegEnd& end) {
+  const auto found = legs_.find(id);
+  if (found == legs_.end()) return;
+  const WorkerId worker = found->second.worker;
+  Request& request = *find(found->second.request);
+  const std::string& name = registry_.at(worker).name();
+  // A broken connection says nothing about the request, whatever the code: it may be tried elsewhere.
+  const auto broken = [&](const Status& s) { return Status(retryable(s.code()) ? s.code() : Code::kUnavailable, name + ": " + s.message()); };
+  switch (end.kind) {
+    case LegEnd::Kind::kComplete:
+      leg_failed(request, id, now, Status(Code::kUnavailable, name + " ended its answer early"), false);
+      break;
+    case LegEnd::Kind::kRefused: leg_failed(request, id, now, end.status.with_context(name), true); break;
+    case LegEnd::Kind::kBroken:
+      registry_.on_leg_broken(worker, end.status.message());
+      actions_.push_back(PollNow{worker});
+      leg_failed(request, id, now, broken(end.status), false);
+      break;
+    case LegEnd::Kind::kUnreachable: {
+      const auto change = registry_.on_poll_failed(worker, true, end.status.message());
+      actions_.push_back(PollNow{worker});
+      leg_failed(request, id, now, broken(end.status), false);
+      if (change == Registry::Change::kLost) lose_legs(now, worker, std::nullopt, "died: " + end.status.message());
+      break;
+    }
+  }
+  sweep();
+}
+
+void Core::garbage(Request& request, LegId id, TimePoint now, const std::string& what) {
+  actions_.push_back(CancelLeg{id});
+  leg_failed(request, id, now, Status(Code::kDataLoss, registry_.at(legs_.at(id).worker).name() + " sent nonsense: " + what), false);
+}
+
+void Core::leg_failed(Request& request, LegId id, TimePoint now, const Status& status, bool refused) {
+  const Leg leg = legs_.at(id);
+  end_leg(id);
+  if (request.linger_until) return finish_if_complete(request, now);
+  if (leg.prefill) {
+    prefill_failed(request, leg.run, now, leg.worker, status, refused, false);
+  } else {
+    decode_failed(request, leg.run, now, leg.worker, status, refused);
+  }
+}
+
+// False if the request has failed for good.
+bool Core::count_failure(Request& request, TimePoint now, const Status& status) {
+  if (++request.failures <= options_.retries_max) return true;
+  finish(request, now, status.with_context("gave up after " + std::to_string(options_.retries_max) + " retries"));
+  return false;
+}
+
+void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused,
+                          bool nacked) {
+  Run& run = request.runs[run_index];
+  if (run.state != RunState::kPrefilling) return;  // D has committed
+  note(request, now, nacked ? "prefill_nacked" : refused ? "prefill_refused" : "prefill_failed", status.to_string());
+  if (!retryable(status.code())) return finish(request, now, status);
+  ++(nacked ? stats_.retries_nacked : refused ? stats_.retries_prefill_refused : stats_.retries_prefill_failed);
+  ++request.record.retries;
+  if (refused) {
+    run.tried.refused.insert(worker);
+    run.refusal = status;
+  } else {
+    run.tried.failed.insert(worker);
+    if (!count_failure(request, now, status)) return;
+  }
+  run.attempt = Attempt(++request.attempts);
+  start_prefill(request, run_index, now);
+}
+
+void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused) {
+  Run& run = request.runs[run_index];
+  cancel_leg(run.prefill_leg);
+  if (run.state == RunState::kEnded) return;
+  note(request, now, refused ? "decode_refused" : "decode_failed", status.to_string());
+  if (!retryable(status.code())) return finish(request, now, status);
+  ++(refused ? stats_.retries_decode_refused : stats_.retries_decode_failed);
+  ++request.record.retries;
+  if (refused) {
+    run.tried.refused.insert(worker);
+    run.refusal = status;
+  } else {
+    run.tried.failed.insert(worker);
+    if (!count_failure(request, now, status)) return;
+  }
+  restart(request, run_index, now);
+}
+
+// Goes on elsewhere from what was emitted. Choices that have parted need a run each.
+void Core::restart(Request& request, std::size_t run_index, TimePoint now) {
+  const Run old = request.runs[run_index];
+  bool parted = false, emitted = false;
+  std::vector<int> unfinished;
+  for (int choice = old.first; choice < old.first + old.n; ++choice) {
+    ChoiceStream& stream = *request.choice(choice);
+    stream.drop_held();
+    emitted |= !stream.tokens().empty();
+    parted |= !stream.tokens().empty() || stream.finished();
+    if (!stream.finished()) unfinished.push_back(choice);
+  }
+  if (emitted) ++stats_.resumed;
+  if (old.n == 1 || !parted) return start_run(request, run_index, now);
+  request.runs[run_index].state = RunState::kEnded;
+  request.runs[run_index].deadline = kNever;
+  for (const int choice : unfinished) {
+    if (request.closed) return;
+    request.runs.push_back(Run{.first = choice, .n = 1, .tried = old.tried, .refusal = old.refusal});
+    start_run(request, request.runs.size() - 1, now);
+  }
+}
+
+}  // namespace baton::gateway

@@ -1,0 +1,564 @@
+#include "gateway/core.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <deque>
+
+namespace baton::gateway {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using wire::Role;
+
+constexpr Duration kMs = std::chrono::milliseconds(1);
+
+wire::WorkerStatus healthy(const std::string& name, Role role) {
+  wire::WorkerStatus s;
+  s.name = name;
+  s.role = role;
+  s.incarnation = Incarnation(1);
+  s.model_digest = "m1", s.numerics_id = "avx512-bf16";
+  s.kv = {30, 3, 64, "bf16"};
+  s.link_port = 7000;
+  s.ready = true;
+  s.block_tokens = 4, s.blocks_total = s.blocks_free = 1000;
+  s.max_num_seqs = 16, s.max_model_len = 2048;
+  s.prefill_tokens_per_s = 1000;
+  return s;
+}
+
+wire::GenerateRequest request_of(std::vector<TokenId> ids, int n = 1) {
+  wire::GenerateRequest r;
+  r.id = "req-1";
+  r.n_prompt = static_cast<std::int32_t>(ids.size());
+  r.ids = std::move(ids);
+  r.n = n;
+  r.sampling.max_tokens = 8;
+  r.timeout = std::chrono::seconds(60);
+  return r;
+}
+
+// Drives a core by hand, keeps what it asks for, and what it told the client.
+class CoreTest : public ::testing::Test {
+ protected:
+  void start(std::vector<std::pair<std::string, Role>> workers, CoreOptions options = {}) {
+    std::vector<WorkerConfig> configs;
+    int port = 9000;
+    for (const auto& [name, role] : workers) configs.push_back({name, "10.0.0." + std::to_string(port - 8999), port, role}), ++port;
+    core_ = std::make_unique<Core>(options, configs);
+    for (std::size_t i = 0; i < workers.size(); ++i) core_->on_status(now_, WorkerId(static_cast<int>(i)), healthy(workers[i].first, workers[i].second));
+    pump();
+  }
+  void pump() {
+    for (Action& action : core_->take_actions()) {
+      if (auto* d = std::get_if<StartDecode>(&action)) decodes_.push_back(*d);
+      if (auto* p = std::get_if<StartPrefill>(&action)) prefills_.push_back(*p);
+      if (auto* c = std::get_if<CancelLeg>(&action)) cancelled_.push_back(c->leg);
+      if (auto* f = std::get_if<FinishChoice>(&action)) finish_choices_.push_back(*f);
+      if (auto* p = std::get_if<PollNow>(&action)) polls_.push_back(p->worker);
+      if (auto* d = std::get_if<Deliver>(&action)) {
+        if (auto* t = std::get_if<wire::TokenEvent>(&d->event)) tokens_[t->choice].push_back(t->token), positions_[t->choice].push_back(t->position);
+        if (auto* f = std::get_if<wire::FinishEvent>(&d->event)) finishes_.push_back(*f);
+        if (auto* s = std::get_if<wire::Served>(&d->event)) served_ = *s;
+        if (auto* s = std::get_if<Status>(&d->event)) done_.push_back(*s);
+        if (std::get_if<wire::PromptLogprobs>(&d->event)) ++prompt_logprobs_;
+      }
+    }
+  }
+  RequestKey submit(wire::GenerateRequest r) {
+    const RequestKey key = core_->submit(now_, std::move(r));
+    pump();
+    return key;
+  }
+  void event(LegId leg, wire::LegEvent e) { core_->on_leg_event(now_, leg, std::move(e)), pump(); }
+  void ended(LegId leg, LegEnd::Kind kind, Status status = {}) { core_->on_leg_end(now_, leg, {kind, std::move(status)}), pump(); }
+  void advance(Duration d) {
+    now_ += d;
+    core_->on_time(now_);
+    pump();
+  }
+  static wire::TokenEvent token(std::int32_t position, TokenId id, int choice = 0) { return {choice, position, id, {}, {}}; }
+  static wire::LegEvent finish(int choice = 0) { return wire::FinishEvent{choice, wire::FinishReason::kLength, {}}; }
+  LegId decode() const { return decodes_.back().leg; }
+  LegId prefill() const { return prefills_.back().leg; }
+  std::string worker(WorkerId id) const { return core_->registry().at(id).name(); }
+  // Reserve and commit with first token `id` at the end of a prompt of `n` tokens.
+  void up_to_commit(std::int32_t n, TokenId id) {
+    event(decode(), wire::Reserved{LeaseId(77)});
+    event(prefill(), wire::Started{});
+    event(prefill(), wire::Tokens{{token(n, id)}});
+    event(decode(), wire::Committed{prefills_.back().body.attempt, {token(n, id)}});
+  }
+
+  TimePoint now_{};
+  std::unique_ptr<Core> core_;
+  std::deque<StartDecode> decodes_;
+  std::deque<StartPrefill> prefills_;
+  std::vector<LegId> cancelled_;
+  std::vector<FinishChoice> finish_choices_;
+  std::vector<WorkerId> polls_;
+  std::map<int, std::vector<TokenId>> tokens_;
+  std::map<int, std::vector<std::int32_t>> positions_;
+  std::vector<wire::FinishEvent> finishes_;
+  std::vector<Status> done_;
+  wire::Served served_;
+  int prompt_logprobs_ = 0;
+};
+
+const Status kLost(Code::kUnavailable, "connection reset");
+
+TEST_F(CoreTest, AHandOffFromReserveToDone) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  EXPECT_TRUE(core_->registry().ready());
+  submit(request_of({1, 2, 3}));
+  ASSERT_EQ(decodes_.size(), 1u);
+  EXPECT_EQ(worker(decodes_[0].worker), "d0");
+  EXPECT_FALSE(decodes_[0].body.local_prefill);
+  EXPECT_TRUE(prefills_.empty()) << "nothing is prefilled before it is reserved";
+  now_ += 3 * kMs;
+  event(decode(), wire::Reserved{LeaseId(77)});
+  ASSERT_EQ(prefills_.size(), 1u);
+  const wire::PrefillLeg& leg = prefills_[0].body;
+  EXPECT_EQ(leg.lease, LeaseId(77));
+  EXPECT_EQ(leg.link_host, "10.0.0.2");
+  EXPECT_EQ(leg.link_port, 7000);
+  EXPECT_EQ(leg.decode_incarnation, Incarnation(1));
+  EXPECT_EQ(leg.request.ids, decodes_[0].body.request.ids);
+  event(prefill(), wire::Started{});
+  event(prefill(), wire::Tokens{{token(3, 50)}});
+  EXPECT_THAT(tokens_[0], ElementsAre(50)) << "the first token comes from P";
+  event(decode(), wire::Committed{Attempt(1), {token(3, 50)}});
+  wire::Served said;
+  said.cached_tokens = 2, said.kv_bytes = 1000, said.kv_bytes_early = 900;
+  event(prefill(), said);
+  event(prefill(), wire::Done{});
+  event(decode(), wire::Tokens{{token(4, 51)}});
+  event(decode(), wire::Tokens{{token(5, 52)}});
+  event(decode(), finish());
+  EXPECT_TRUE(done_.empty()) << "waits for D's Done";
+  event(decode(), wire::Done{});
+  EXPECT_THAT(tokens_[0], ElementsAre(50, 51, 52));
+  EXPECT_THAT(positions_[0], ElementsAre(3, 4, 5));
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_TRUE(done_[0].ok());
+  EXPECT_EQ(finishes_.size(), 1u);
+  EXPECT_EQ(core_->open_legs(), 0u);
+  EXPECT_TRUE(cancelled_.empty()) << "connections that ended by themselves are kept";
+  EXPECT_EQ(served_.prefill_worker, "p0");
+  EXPECT_EQ(served_.decode_worker, "d0");
+  EXPECT_TRUE(served_.disaggregated);
+  EXPECT_EQ(served_.cached_tokens, 2);
+  EXPECT_EQ(served_.kv_bytes, 1000);
+  EXPECT_EQ(served_.reserved_ms, 3);
+  EXPECT_EQ(core_->stats().duplicates_dropped, 1u);
+  const auto record = core_->record(now_, "req-1");
+  ASSERT_TRUE(record.has_value());
+  EXPECT_TRUE(record->finished);
+  EXPECT_EQ(record->tokens, 3);
+  EXPECT_THAT(to_json(*record), HasSubstr("\"event\":\"committed\""));
+  for (const Worker& w : core_->registry().workers()) {
+    EXPECT_EQ(w.legs, 0) << w.name();
+    EXPECT_EQ(w.blocks_promised, 0) << w.name();
+    EXPECT_EQ(w.prefill_tokens, 0) << w.name();
+  }
+}
+
+TEST_F(CoreTest, AggregatedWhereEveryWorkerDoesBoth) {
+  start({{"w0", Role::kBoth}, {"w1", Role::kBoth}});
+  submit(request_of({1, 2, 3}));
+  ASSERT_EQ(decodes_.size(), 1u);
+  EXPECT_TRUE(decodes_[0].body.local_prefill);
+  event(decode(), wire::Tokens{{token(3, 9)}});
+  event(decode(), finish());
+  event(decode(), wire::Done{});
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_TRUE(done_[0].ok());
+  EXPECT_FALSE(served_.disaggregated);
+  EXPECT_EQ(served_.prefill_worker, served_.decode_worker);
+  EXPECT_EQ(core_->record(now_, "req-1")->fallback, "");
+  EXPECT_EQ(core_->stats().fallbacks, 0u);
+}
+
+TEST_F(CoreTest, ARequestThatEndsWithItsFirstTokenReleasesTheLease) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  event(decode(), wire::Reserved{LeaseId(1)});
+  event(prefill(), wire::Tokens{{token(3, 50)}});
+  event(prefill(), finish());
+  EXPECT_THAT(cancelled_, ElementsAre(decode()));
+  event(prefill(), wire::Done{});
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_TRUE(done_[0].ok());
+}
+
+TEST_F(CoreTest, PrefillWorkerDiesBeforeCommitAnotherTakesTheLease) {
+  start({{"p0", Role::kPrefill}, {"p1", Role::kPrefill}, {"d0", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  event(decode(), wire::Reserved{LeaseId(77)});
+  EXPECT_EQ(worker(prefills_[0].worker), "p0");
+  event(prefill(), wire::Tokens{{token(3, 50)}});
+  ended(prefill(), LegEnd::Kind::kBroken, kLost);
+  EXPECT_THAT(polls_, ElementsAre(WorkerId(0))) << "a broken leg asks for a poll at once";
+  ASSERT_EQ(prefills_.size(), 2u);
+  EXPECT_EQ(worker(prefills_[1].worker), "p1");
+  EXPECT_EQ(prefills_[1].body.lease, LeaseId(77));
+  EXPECT_GT(prefills_[1].body.attempt, prefills_[0].body.attempt);
+  EXPECT_EQ(decodes_.size(), 1u);
+  event(prefill(), wire::Tokens{{token(3, 50)}});
+  event(decode(), wire::Committed{prefills_[1].body.attempt, {token(3, 50)}});
+  event(decode(), wire::Tokens{{token(4, 51)}});
+  EXPECT_THAT(tokens_[0], ElementsAre(50, 51));
+  EXPECT_EQ(core_->record(now_, "req-1")->retries, 1);
+}
+
+TEST_F(CoreTest, ACommitOfAnEarlierAttemptEndsTheRetry) {
+  start({{"p0", Role::kPrefill}, {"p1", Role::kPrefill}, {"d0", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  event(decode(), wire::Reserved{LeaseId(77)});
+  ended(prefill(), LegEnd::Kind::kBroken, kLost);  // between its commit and its answer
+  ASSERT_EQ(prefills_.size(), 2u);
+  event(decode(), wire::Committed{prefills_[0].body.attempt, {token(3, 50)}});
+  EXPECT_THAT(cancelled_, ElementsAre(prefills_[1].leg));
+  event(prefills_[1].leg, wire::Failed{Status(Code::kDataLoss, "too late")});
+  event(decode(), wire::Tokens{{token(4, 51)}});
+  EXPECT_THAT(tokens_[0], ElementsAre(50, 51));
+  EXPECT_TRUE(done_.empty());
+}
+
+TEST_F(CoreTest, NackIsRetriedUnderTheSameLease) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  event(decode(), wire::Reserved{LeaseId(77)});
+  event(decode(), wire::Nacked{Status(Code::kDataLoss, "digest")});
+  event(prefill(), wire::Nacked{Status(Code::kDataLoss, "digest")});
+  ASSERT_EQ(prefills_.size(), 2u) << "the only prefill worker is tried again";
+  EXPECT_EQ(core_->stats().retries_nacked, 1u);
+}
+
+TEST_F(CoreTest, RetriesAreBounded) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  event(decode(), wire::Reserved{LeaseId(77)});
+  for (int i = 0; i < 50 && done_.empty(); ++i) event(prefill(), wire::Failed{Status(Code::kDataLoss, "digest")});
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_EQ(prefills_.size(), 1u + CoreOptions{}.retries_max);
+  EXPECT_EQ(done_[0].code(), Code::kDataLoss);
+  EXPECT_THAT(done_[0].message(), HasSubstr("gave up after"));
+  EXPECT_EQ(core_->open_legs(), 0u);
+  EXPECT_THAT(cancelled_, ::testing::Contains(decodes_[0].leg));
+}
+
+TEST_F(CoreTest, DecodeRefusalTriesTheOthersThenTellsTheClient) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  const Status full(Code::kResourceExhausted, "no KV blocks; retry after 2 s");
+  ended(decode(), LegEnd::Kind::kRefused, full);
+  ASSERT_EQ(decodes_.size(), 2u);
+  EXPECT_NE(decodes_[0].worker, decodes_[1].worker);
+  ended(decode(), LegEnd::Kind::kRefused, full);
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_EQ(done_[0].code(), Code::kResourceExhausted);
+  EXPECT_THAT(done_[0].message(), HasSubstr("retry after 2 s"));
+  EXPECT_TRUE(polls_.empty()) << "a refusal is no ill health";
+  EXPECT_EQ(core_->registry().at(WorkerId(1)).liveness, Liveness::kAlive);
+}
+
+TEST_F(CoreTest, ABusyDecodePoolDoesNotSpillOntoPrefillWorkers) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  ended(decode(), LegEnd::Kind::kRefused, Status(Code::kResourceExhausted, "full"));
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_EQ(decodes_.size(), 1u);
+}
+
+TEST_F(CoreTest, ABadRequestIsNotRetried) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  ended(decode(), LegEnd::Kind::kRefused, Status(Code::kInvalidArgument, "too long"));
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_EQ(done_[0].code(), Code::kInvalidArgument);
+  EXPECT_EQ(decodes_.size(), 1u);
+}
+
+TEST_F(CoreTest, DecodeWorkerDiesBeforeTheFirstTokenAndTheRequestMoves) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  event(decode(), wire::Reserved{LeaseId(77)});
+  ended(decode(), LegEnd::Kind::kBroken, kLost);
+  EXPECT_THAT(cancelled_, ElementsAre(prefills_[0].leg)) << "a failing leg cancels its partner";
+  ASSERT_EQ(decodes_.size(), 2u);
+  EXPECT_NE(decodes_[0].worker, decodes_[1].worker);
+  EXPECT_EQ(decodes_[1].body.request.ids, (std::vector<TokenId>{1, 2, 3}));
+  EXPECT_EQ(core_->stats().resumed, 0u);
+}
+
+TEST_F(CoreTest, DecodeWorkerDiesMidStreamAndTheStreamGoesOn) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  up_to_commit(3, 50);
+  event(prefill(), wire::Done{});
+  event(decode(), wire::Tokens{{token(4, 51)}});
+  now_ += 10 * kMs;
+  ended(decode(), LegEnd::Kind::kBroken, kLost);
+  ASSERT_EQ(decodes_.size(), 2u);
+  const wire::GenerateRequest& resumed = decodes_[1].body.request;
+  EXPECT_THAT(resumed.ids, ElementsAre(1, 2, 3, 50, 51));
+  EXPECT_EQ(resumed.n_prompt, 3);
+  EXPECT_EQ(resumed.sampling.max_tokens, 8);
+  EXPECT_EQ(resumed.timeout, std::chrono::seconds(60) - 10 * kMs);
+  event(decode(), wire::Reserved{LeaseId(78)});
+  EXPECT_EQ(prefills_.back().body.request.ids, resumed.ids);
+  EXPECT_EQ(prefills_.back().body.lease, LeaseId(78));
+  event(prefill(), wire::Tokens{{token(5, 52)}});
+  event(decode(), wire::Committed{prefills_.back().body.attempt, {token(5, 52)}});
+  event(decode(), wire::Tokens{{token(6, 53)}});
+  event(decode(), finish());
+  event(decode(), wire::Done{});
+  event(prefill(), wire::Done{});
+  EXPECT_THAT(tokens_[0], ElementsAre(50, 51, 52, 53));
+  EXPECT_THAT(positions_[0], ElementsAre(3, 4, 5, 6));
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_TRUE(done_[0].ok());
+  EXPECT_EQ(core_->stats().resumed, 1u);
+}
+
+TEST_F(CoreTest, ChoicesThatHavePartedResumeOneByOne) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2}, 3));
+  event(decode(), wire::Reserved{LeaseId(1)});
+  event(prefill(), wire::Tokens{{token(2, 10, 0), token(2, 20, 1), token(2, 30, 2)}});
+  event(decode(), wire::Committed{Attempt(1), {token(2, 10, 0), token(2, 20, 1), token(2, 30, 2)}});
+  event(decode(), wire::Tokens{{token(3, 11, 0), token(3, 21, 1)}});
+  event(decode(), finish(1));
+  ended(decode(), LegEnd::Kind::kBroken, kLost);
+  ASSERT_EQ(decodes_.size(), 3u) << "choices 0 and 2 go on, 1 had finished";
+  EXPECT_EQ(decodes_[1].body.request.first_choice, 0);
+  EXPECT_EQ(decodes_[1].body.request.n, 1);
+  EXPECT_EQ(decodes_[1].body.request.id, "req-1.0");
+  EXPECT_THAT(decodes_[1].body.request.ids, ElementsAre(1, 2, 10, 11));
+  EXPECT_EQ(decodes_[2].body.request.first_choice, 2);
+  EXPECT_THAT(decodes_[2].body.request.ids, ElementsAre(1, 2, 30));
+  for (const int i : {1, 2}) {
+    const int choice = decodes_[i].body.request.first_choice;
+    const auto at = static_cast<std::int32_t>(decodes_[i].body.request.ids.size());
+    event(decodes_[i].leg, wire::Reserved{LeaseId(10)});
+    const LegId p = prefill();
+    const Attempt attempt = prefills_.back().body.attempt;
+    event(decodes_[i].leg, wire::Committed{attempt, {token(at, 99, choice)}});
+    event(decodes_[i].leg, finish(choice));
+    event(decodes_[i].leg, wire::Done{});
+    event(p, wire::Done{});
+  }
+  EXPECT_THAT(tokens_[0], ElementsAre(10, 11, 99));
+  EXPECT_THAT(tokens_[1], ElementsAre(20, 21));
+  EXPECT_THAT(tokens_[2], ElementsAre(30, 99));
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_TRUE(done_[0].ok());
+  EXPECT_EQ(core_->open_legs(), 0u);
+}
+
+TEST_F(CoreTest, UnequalTokensForOnePositionFailTheRequest) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  event(decode(), wire::Reserved{LeaseId(77)});
+  event(prefill(), wire::Tokens{{token(3, 50)}});
+  event(decode(), wire::Committed{Attempt(1), {token(3, 51)}});
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_EQ(done_[0].code(), Code::kDataLoss);
+  EXPECT_EQ(core_->stats().conflicts, 1u);
+  EXPECT_EQ(core_->open_legs(), 0u);
+}
+
+TEST_F(CoreTest, NonsenseFromAWorkerIsAFailureOfItsLegOnly) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  event(decode(), wire::Tokens{{token(3, 50)}});  // before any commit
+  EXPECT_EQ(decodes_.size(), 2u);
+  EXPECT_TRUE(tokens_.empty());
+  up_to_commit(3, 50);
+  event(decode(), wire::Tokens{{token(4, 51, 7)}});  // no such choice
+  EXPECT_EQ(decodes_.size(), 3u);
+  EXPECT_TRUE(done_.empty());
+  event(decode(), wire::Reserved{LeaseId(5)});
+  event(decode(), wire::Committed{prefills_.back().body.attempt, {token(4, 51)}});
+  event(decode(), wire::Done{});  // without a finish
+  EXPECT_EQ(decodes_.size(), 4u);
+}
+
+TEST_F(CoreTest, NoPrefillWorkerLeftFallsBackOrFails) {
+  for (const Fallback fallback : {Fallback::kLocal, Fallback::kFail}) {
+    decodes_.clear(), prefills_.clear(), done_.clear();
+    CoreOptions options;
+    options.fallback = fallback;
+    start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}}, options);
+    submit(request_of({1, 2, 3}));
+    event(decode(), wire::Reserved{LeaseId(1)});
+    ended(prefill(), LegEnd::Kind::kUnreachable, Status(Code::kUnavailable, "connection refused"));
+    EXPECT_FALSE(core_->registry().ready());
+    if (fallback == Fallback::kLocal) {
+      ASSERT_EQ(decodes_.size(), 2u);
+      EXPECT_TRUE(decodes_[1].body.local_prefill);
+      EXPECT_FALSE(served_.disaggregated);
+      EXPECT_THAT(core_->record(now_, "req-1")->fallback, HasSubstr("p0"));
+      EXPECT_EQ(core_->stats().fallbacks, 1u);
+    } else {
+      ASSERT_EQ(done_.size(), 1u);
+      EXPECT_EQ(done_[0].code(), Code::kUnavailable);
+      EXPECT_THAT(done_[0].message(), HasSubstr("connection refused"));
+    }
+  }
+}
+
+TEST_F(CoreTest, ADeadWorkerFailsItsLegsAtOnce) {
+  CoreOptions options;
+  options.fallback = Fallback::kFail;
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}}, options);
+  submit(request_of({1, 2, 3}));
+  up_to_commit(3, 50);
+  const WorkerId d0(1);
+  core_->on_poll_failed(now_, d0, false, "time-out");
+  core_->on_poll_failed(now_, d0, false, "time-out");
+  pump();
+  EXPECT_TRUE(done_.empty());
+  core_->on_poll_failed(now_, d0, false, "time-out");
+  pump();
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_EQ(done_[0].code(), Code::kUnavailable);
+  EXPECT_EQ(core_->open_legs(), 0u);
+}
+
+TEST_F(CoreTest, ARestartedWorkerLosesTheLegsOfItsOldLife) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  up_to_commit(3, 50);
+  wire::WorkerStatus reborn = healthy("d0", Role::kDecode);
+  reborn.incarnation = Incarnation(2);
+  core_->on_status(now_, WorkerId(1), reborn);
+  pump();
+  ASSERT_EQ(decodes_.size(), 2u);
+  EXPECT_THAT(decodes_[1].body.request.ids, ElementsAre(1, 2, 3, 50));
+  event(decode(), wire::Reserved{LeaseId(3)});
+  EXPECT_EQ(prefills_.back().body.decode_incarnation, Incarnation(2));
+}
+
+TEST_F(CoreTest, EveryWaitEnds) {
+  start({{"p0", Role::kPrefill}, {"p1", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  const CoreOptions o;
+  submit(request_of({1, 2, 3}));
+  advance(o.reserve_timeout);
+  ASSERT_EQ(decodes_.size(), 2u) << "no reservation: another decode worker";
+  EXPECT_THAT(cancelled_, ElementsAre(decodes_[0].leg));
+  event(decode(), wire::Reserved{LeaseId(1)});
+  advance(o.prefill_slack + std::chrono::seconds(1));
+  ASSERT_EQ(prefills_.size(), 2u) << "no first token: another prefill worker";
+  event(prefill(), wire::Tokens{{token(3, 50)}});
+  advance(o.commit_timeout);
+  ASSERT_EQ(prefills_.size(), 3u) << "no commit";
+  // 46 s are gone; the next wait is cut by the request's own deadline of 60 s
+  EXPECT_EQ(core_->next_deadline(), TimePoint{} + std::chrono::seconds(60));
+  advance(std::chrono::seconds(20));
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_EQ(done_[0].code(), Code::kDeadlineExceeded);
+  EXPECT_THAT(done_[0].message(), HasSubstr("waiting for"));
+  EXPECT_EQ(core_->open_legs(), 0u);
+  EXPECT_EQ(core_->next_deadline(), kNever);
+}
+
+TEST_F(CoreTest, SilenceAmidAStreamMovesIt) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  up_to_commit(3, 50);
+  advance(CoreOptions{}.token_timeout);
+  ASSERT_EQ(decodes_.size(), 2u);
+  EXPECT_EQ(polls_.size(), 1u);
+  EXPECT_EQ(core_->registry().at(decodes_[0].worker).liveness, Liveness::kSuspect);
+}
+
+TEST_F(CoreTest, CancelClosesBothLegsInEveryState) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  for (int state = 0; state < 5; ++state) {
+    cancelled_.clear(), decodes_.clear(), prefills_.clear();
+    const RequestKey key = submit(request_of({1, 2, 3}));
+    if (state >= 1) event(decode(), wire::Reserved{LeaseId(1)});
+    if (state >= 2) event(prefill(), wire::Started{});
+    if (state >= 3) event(prefill(), wire::Tokens{{token(3, 50)}});
+    if (state >= 4) event(decode(), wire::Committed{prefills_.back().body.attempt, {token(3, 50)}});
+    core_->cancel(now_, key);
+    pump();
+    core_->cancel(now_, key);
+    pump();
+    EXPECT_EQ(cancelled_.size(), state >= 1 ? 2u : 1u) << state;
+    EXPECT_EQ(core_->open_legs(), 0u);
+    EXPECT_TRUE(done_.empty()) << "nothing is said to a client that went away";
+    event(decodes_[0].leg, wire::Reserved{LeaseId(2)});  // late
+  }
+  EXPECT_EQ(core_->stats().cancelled, 5u);
+  EXPECT_EQ(core_->next_deadline(), kNever);
+}
+
+TEST_F(CoreTest, AChoiceEndedByTheClientEndsOnTheWorkerToo) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  const RequestKey key = submit(request_of({1, 2}, 2));
+  event(decode(), wire::Reserved{LeaseId(1)});
+  event(prefill(), wire::Tokens{{token(2, 10, 0), token(2, 20, 1)}});
+  core_->finish_choice(now_, key, 0);  // before D knows of the choice
+  pump();
+  EXPECT_TRUE(finish_choices_.empty());
+  event(decode(), wire::Committed{Attempt(1), {token(2, 10, 0), token(2, 20, 1)}});
+  ASSERT_EQ(finish_choices_.size(), 1u);
+  EXPECT_EQ(finish_choices_[0].choice, 0);
+  event(decode(), wire::Tokens{{token(3, 11, 0), token(3, 21, 1)}});
+  EXPECT_THAT(tokens_[0], ElementsAre(10)) << "what comes late is dropped";
+  EXPECT_THAT(tokens_[1], ElementsAre(20, 21));
+  core_->finish_choice(now_, key, 1);
+  pump();
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_TRUE(done_[0].ok());
+  EXPECT_EQ(finishes_.size(), 2u);
+  EXPECT_EQ(core_->open_legs(), 0u);
+}
+
+TEST_F(CoreTest, AdmissionIsBounded) {
+  CoreOptions options;
+  options.requests_max = 2;
+  start({{"w0", Role::kBoth}}, options);
+  submit(request_of({1})), submit(request_of({1})), submit(request_of({1}));
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_EQ(done_[0].code(), Code::kResourceExhausted);
+  EXPECT_EQ(core_->stats().waiting, 2u);
+}
+
+TEST_F(CoreTest, LostPromptLogprobsAreAnErrorNotAGap) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  wire::GenerateRequest r = request_of({1, 2, 3});
+  r.sampling.prompt_logprobs = 1;
+  submit(r);
+  EXPECT_EQ(decodes_[0].body.request.sampling.prompt_logprobs, 1);
+  up_to_commit(3, 50);
+  ended(prefill(), LegEnd::Kind::kBroken, kLost);
+  event(decode(), finish());
+  event(decode(), wire::Done{});
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_EQ(done_[0].code(), Code::kUnavailable);
+
+  done_.clear();
+  submit(r);
+  event(decode(), wire::Reserved{LeaseId(1)});
+  event(prefill(), wire::PromptLogprobs{{std::nullopt, token(1, 2)}});
+  event(prefill(), wire::PromptLogprobs{{std::nullopt, token(1, 2)}});
+  EXPECT_EQ(prompt_logprobs_, 1) << "once, whatever the attempts";
+}
+
+TEST_F(CoreTest, DrainingWorkersGetNothingNew) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  wire::WorkerStatus s = healthy("d0", Role::kDecode);
+  s.draining = true;
+  core_->on_status(now_, WorkerId(1), s);
+  for (int i = 0; i < 4; ++i) submit(request_of({1, 2, 3}));
+  for (const StartDecode& d : decodes_) EXPECT_EQ(worker(d.worker), "d1");
+}
+
+}  // namespace
+}  // namespace baton::gateway

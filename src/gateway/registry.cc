@@ -1,0 +1,112 @@
+#include "gateway/registry.h"
+
+#include <utility>
+
+namespace baton::gateway {
+namespace {
+
+std::string text(const wire::KvSchema& kv) {
+  return std::to_string(kv.layers) + " layers, " + std::to_string(kv.kv_heads) + " KV heads of " + std::to_string(kv.head_dim) + ", " + kv.dtype;
+}
+
+bool answers(const Worker& worker) { return worker.liveness == Liveness::kAlive || worker.liveness == Liveness::kSuspect; }
+
+}  // namespace
+
+std::string_view to_string(Liveness liveness) {
+  static constexpr std::string_view kNames[] = {"unknown", "alive", "suspect", "dead", "incompatible"};
+  return kNames[static_cast<int>(liveness)];
+}
+
+bool Worker::usable() const { return answers(*this) && status.ready && !status.draining && !stalled; }
+
+Registry::Registry(const RegistryOptions& options, std::vector<WorkerConfig> workers) : options_(options) {
+  workers_.reserve(workers.size());
+  for (WorkerConfig& config : workers) {
+    workers_.push_back(Worker{.config = std::move(config),
+                              .problem = "has not answered yet",
+                              .status = {},
+                              .prefixes = PrefixIndex(options.prefix_blocks_max)});
+  }
+}
+
+// Empty if the worker may be used beside the others that live. The first one that answered sets what the cluster serves, for as long as it lives.
+std::string Registry::incompatibility(WorkerId id, const wire::WorkerStatus& status) const {
+  const WorkerConfig& config = at(id).config;
+  if (status.protocol != wire::kProtocolVersion)
+    return "speaks protocol " + std::to_string(status.protocol) + ", this gateway speaks " + std::to_string(wire::kProtocolVersion);
+  if (!config.name.empty() && status.name != config.name) return "is worker " + status.name + ", expected " + config.name;
+  if (status.role != config.role)
+    return "has the role " + std::string(wire::to_string(status.role)) + ", expected " + std::string(wire::to_string(config.role));
+  if (!status.ready) return {};
+  for (const Worker& other : workers_) {
+    if (&other == &at(id) || !answers(other) || !other.status.ready) continue;
+    if (status.model_digest != other.status.model_digest)
+      return "serves the model " + status.model_digest + ", but " + other.name() + " serves " + other.status.model_digest;
+    if (status.kv != other.status.kv) return "has the KV schema (" + text(status.kv) + "), but " + other.name() + " has (" + text(other.status.kv) + ")";
+  }
+  return {};
+}
+
+Registry::Change Registry::on_status(TimePoint now, WorkerId id, const wire::WorkerStatus& status) {
+  Worker& worker = at(id);
+  const bool first = worker.liveness == Liveness::kUnknown;
+  const bool restarted = !first && worker.status.incarnation != status.incarnation;
+  if (restarted) worker.prefixes.clear();
+  if (first || restarted || status.steps != worker.status.steps || status.running + status.waiting == 0) worker.progress_at = now;
+  worker.stalled = now - worker.progress_at >= options_.stalled_after;
+  worker.status = status;
+  worker.heard_at = now;
+  worker.missed_polls = 0;
+  worker.problem = incompatibility(id, status);
+  worker.liveness = worker.problem.empty() ? Liveness::kAlive : Liveness::kIncompatible;
+  if (worker.problem.empty()) {
+    if (!status.ready) worker.problem = "is loading";
+    if (status.draining) worker.problem = "is draining";
+    if (worker.stalled) worker.problem = "has work but makes no step";
+  }
+  return restarted ? Change::kRestarted : Change::kNone;
+}
+
+Registry::Change Registry::on_poll_failed(WorkerId id, bool unreachable, const std::string& why) {
+  Worker& worker = at(id);
+  ++worker.missed_polls;
+  if (worker.liveness == Liveness::kDead) return Change::kNone;
+  if (!unreachable && worker.missed_polls < options_.missed_polls_max) return Change::kNone;
+  worker.liveness = Liveness::kDead;
+  worker.problem = why;
+  worker.prefixes.clear();
+  return Change::kLost;
+}
+
+void Registry::on_leg_broken(WorkerId id, const std::string& why) {
+  Worker& worker = at(id);
+  if (worker.liveness != Liveness::kAlive) return;
+  worker.liveness = Liveness::kSuspect;
+  worker.problem = why;
+}
+
+std::vector<WorkerId> Registry::usable(wire::Role role) const {
+  std::vector<WorkerId> out;
+  for (std::size_t i = 0; i < workers_.size(); ++i)
+    if (workers_[i].config.role == role && workers_[i].usable()) out.emplace_back(static_cast<std::int32_t>(i));
+  return out;
+}
+
+bool Registry::ready() const {
+  const bool both = !usable(wire::Role::kBoth).empty();
+  return both || (!usable(wire::Role::kDecode).empty() && !usable(wire::Role::kPrefill).empty());
+}
+
+std::string Registry::describe() const {
+  std::string out;
+  for (const Worker& worker : workers_) {
+    if (!out.empty()) out += "; ";
+    out += (worker.name().empty() ? worker.config.host + ":" + std::to_string(worker.config.port) : worker.name()) + " (" +
+           std::string(wire::to_string(worker.config.role)) + ") " + std::string(to_string(worker.liveness));
+    if (!worker.problem.empty()) out += ": " + worker.problem;
+  }
+  return out.empty() ? "no worker is configured" : out;
+}
+
+}  // namespace baton::gateway

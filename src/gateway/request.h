@@ -1,0 +1,68 @@
+#pragma once
+// Private to the core: the state of one request and of its runs.
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "gateway/choice_stream.h"
+#include "gateway/core.h"
+
+namespace baton::gateway {
+
+enum class RunState : std::uint8_t {
+  kReserving,   // decode leg sent, no lease yet
+  kPrefilling,  // prefill leg sent (or prefilling on D)
+  kDecoding,    // D committed, or sends tokens
+  kEnded,       // D is done, or other runs took over
+};
+
+struct Core::Run {
+  int first = 0, n = 1;  // choices [first, first + n) of the request
+  RunState state = RunState::kReserving;
+  std::size_t emitted = 0;  // ids of the choice that were part of the run's request when it started
+  bool local = false;       // no hand-off
+  Attempt attempt{1};       // of the latest leg
+  WorkerId decode_worker, prefill_worker;
+  Incarnation decode_incarnation;
+  std::optional<LegId> decode_leg, prefill_leg;
+  LeaseId lease;
+  TimePoint deadline = kNever;
+  std::string waiting_for;
+  Tried tried;                    // since the last progress
+  std::optional<Status> refusal;  // what the last worker that refused said
+};
+
+struct Core::Request {
+  RequestKey key;
+  wire::GenerateRequest base;
+  TimePoint arrival{}, deadline = kNever;
+  std::vector<ChoiceStream> choices;
+  std::vector<Run> runs;
+  std::uint32_t attempts = 0;
+  int failures = 0;  // since the last progress
+  bool first_token = false;
+  bool prompt_logprobs_sent = false;
+  std::optional<TimePoint> linger_until;  // every choice has finished
+  TimePoint wake = kNever;
+  bool closed = false;
+  RequestRecord record;
+
+  ChoiceStream* choice(int index) {
+    const int i = index - base.first_choice;
+    return i >= 0 && i < static_cast<int>(choices.size()) ? &choices[static_cast<std::size_t>(i)] : nullptr;
+  }
+  bool all_finished() const {
+    for (const ChoiceStream& c : choices)
+      if (!c.finished()) return false;
+    return true;
+  }
+  bool wants_prompt_logprobs() const { return base.sampling.prompt_logprobs >= 0 && !prompt_logprobs_sent; }
+  Run* run_of(int choice) {
+    for (Run& run : runs)
+      if (run.state != RunState::kEnded && choice >= run.first && choice < run.first + run.n) return &run;
+    return nullptr;
+  }
+};
+
+}  // namespace baton::gateway
