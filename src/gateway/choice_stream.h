@@ -37,7 +37,7 @@ class ChoiceStream {
  private:
   static constexpr std::size_t kHeldMax = 64;
 
-  const std::int32_t base_;
+  std::int32_t base_;
   std::vector<TokenId> tokens_;  // emitted
   std::map<std::int32_t, wire::TokenEvent> held_;
   bool finished_ = false;

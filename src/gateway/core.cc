@@ -28,9 +28,11 @@ RequestKey Core::submit(TimePoint now, wire::GenerateRequest base) {
   };
   if (requests_.size() >= options_.requests_max)
     return reject(Status(Code::kResourceExhausted, std::to_string(options_.requests_max) + " requests are in flight; retry later"));
-  if (base.ids.empty() || base.n_prompt < 1 || static_cast<std::size_t>(base.n_prompt) > base.ids.size() || base.n < 1 || base.first_choice < 0)
+  if (base.ids.empty() || base.n_prompt < 1 || static_cast<std::size_t>(base.n_prompt) > base.ids.size() || base.n < 1 ||
+      base.first_choice < 0)
     return reject(Status(Code::kInvalidArgument, "a request needs at least one prompt token and one choice"));
-  if (base.timeout <= Duration::zero()) return reject(Status(Code::kDeadlineExceeded, "the request's time ran out before it was dispatched"));
+  if (base.timeout <= Duration::zero())
+    return reject(Status(Code::kDeadlineExceeded, "the request's time ran out before it was dispatched"));
 
   auto owned = std::make_unique<Request>();
   Request& request = *owned;
@@ -120,7 +122,8 @@ void Core::close(Request& request, TimePoint now, const Status& status) {
   closed_.push_back(request.key);
 }
 
-// Once every choice has finished, the legs' last events (statistics, Done) are waited for a moment: a connection that ends by itself is used again.
+// Once every choice has finished, the legs' last events (statistics, Done) are waited for a moment: a connection that ends by itself is
+// used again.
 void Core::finish_if_complete(Request& request, TimePoint now) {
   if (request.closed || !request.all_finished()) return;
   if (!request.linger_until) {
@@ -143,7 +146,8 @@ void Core::sweep() {
 
 // --- time
 
-// The request wants on_time() at `at` or before. Deadlines that move away are not followed: the wake-up finds nothing to do and sets the next one.
+// The request wants on_time() at `at` or before. Deadlines that move away are not followed: the wake-up finds nothing to do and sets the
+// next one.
 void Core::wake_at(Request& request, TimePoint at) {
   if (request.closed || at >= request.wake) return;
   wakes_.erase({request.wake, request.key});
@@ -178,8 +182,9 @@ void Core::expire(Request& request, TimePoint now) {
     for (const Run& run : request.runs)
       if (run.state != RunState::kEnded && waiting.empty()) waiting = run.waiting_for;
     ++stats_.waits_expired;
-    return finish(request, now, Status(Code::kDeadlineExceeded, "the request's time-out of " + std::to_string(request.base.timeout.count() / 1000) +
-                                                                     " ms ran out while waiting for " + waiting));
+    return finish(request, now,
+                  Status(Code::kDeadlineExceeded, "the request's time-out of " + std::to_string(request.base.timeout.count() / 1000) +
+                                                      " ms ran out while waiting for " + waiting));
   }
   for (std::size_t i = 0; i < request.runs.size() && !request.closed; ++i) {
     const Run& run = request.runs[i];

@@ -1,10 +1,10 @@
 #pragma once
-// The gateway's decisions: registry, placement, and one state machine a request (README.md has the diagram). Pure: events and `now` go in, actions come
-// out in order through take_actions(); whoever calls executes them. No socket, thread or clock.
+// The gateway's decisions: registry, placement, and one state machine a request (README.md has the diagram). Pure: events and `now` go in,
+// actions come out in order through take_actions(); whoever calls executes them. No socket, thread or clock.
 //
-// A request is served by one or more runs. A run covers a range of its choices and owns at most one decode leg and one prefill leg. Losing a worker
-// restarts the run elsewhere: with the same request while nothing of it was emitted; afterwards each unfinished choice goes on as a run of its own, whose
-// request is prompt + emitted ids.
+// A request is served by one or more runs. A run covers a range of its choices and owns at most one decode leg and one prefill leg. Losing
+// a worker restarts the run elsewhere: with the same request while nothing of it was emitted; afterwards each unfinished choice goes on as
+// a run of its own, whose request is prompt + emitted ids.
 
 #include <cstdint>
 #include <map>
@@ -76,9 +76,9 @@ struct CoreOptions {
   int retries_max = 4;              // failures of a request since it last made progress
   // Each wait is also bounded by what is left of the request's own deadline.
   Duration reserve_timeout = std::chrono::seconds(5);
-  Duration prefill_slack = std::chrono::seconds(30);  // on top of four times the expected time
+  Duration prefill_slack = std::chrono::seconds(30);   // on top of four times the expected time
   Duration commit_timeout = std::chrono::seconds(10);  // from the end of P's leg to D's commit
-  Duration token_timeout = std::chrono::seconds(30);  // between tokens
+  Duration token_timeout = std::chrono::seconds(30);   // between tokens
   Duration linger = std::chrono::milliseconds(250);    // for the legs' last events once every choice has finished
   std::size_t log_records_max = 1000;
   RegistryOptions registry;
@@ -87,7 +87,8 @@ struct CoreOptions {
 struct Stats {
   std::uint64_t requests = 0, rejected = 0, finished = 0, failed = 0, cancelled = 0;
   std::uint64_t tokens = 0;
-  std::uint64_t retries_decode_refused = 0, retries_decode_failed = 0, retries_prefill_refused = 0, retries_prefill_failed = 0, retries_nacked = 0;
+  std::uint64_t retries_decode_refused = 0, retries_decode_failed = 0, retries_prefill_refused = 0, retries_prefill_failed = 0,
+                retries_nacked = 0;
   std::uint64_t resumed = 0;    // runs that went on elsewhere after tokens had been emitted
   std::uint64_t fallbacks = 0;  // runs without a hand-off because a role had no worker
   std::uint64_t duplicates_dropped = 0;
@@ -160,7 +161,8 @@ class Core {
   void cancel_leg(std::optional<LegId>& leg);
   void leg_failed(Request& request, LegId leg, TimePoint now, const Status& status, bool refused);
   void decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused);
-  void prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused, bool nacked);
+  void prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused,
+                      bool nacked);
   bool count_failure(Request& request, TimePoint now, const Status& status);
   void restart(Request& request, std::size_t run_index, TimePoint now);
   void set_wait(Request& request, Run& run, TimePoint now, Duration wait, std::string what);

@@ -107,7 +107,8 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
     request.record.fallback = "no live worker of the other role: " + registry_.describe();
   }
   note(request, now, run.local ? "send_local" : "reserve", worker.name());
-  const LegId leg = open_leg(request, run_index, false, id, placement_.blocks(id, need), run.local ? static_cast<std::int64_t>(sent.ids.size()) : 0);
+  const LegId leg =
+      open_leg(request, run_index, false, id, placement_.blocks(id, need), run.local ? static_cast<std::int64_t>(sent.ids.size()) : 0);
   if (run.local) {
     const Duration estimate = placement_.prefill_estimate(id, need);
     set_wait(request, run, now, options_.prefill_slack + 4 * estimate, "prefill on " + worker.name());
@@ -146,10 +147,12 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
   served.disaggregated = true;
   std::string detail = worker.name();
   if (worker.status.numerics_id != decoder.status.numerics_id)
-    detail += " (numerics " + worker.status.numerics_id + ", decode has " + decoder.status.numerics_id + ": tokens may differ from either alone)";
+    detail +=
+        " (numerics " + worker.status.numerics_id + ", decode has " + decoder.status.numerics_id + ": tokens may differ from either alone)";
   note(request, now, "send_prefill", detail);
   deliver_served(request);
-  actions_.push_back(StartPrefill{leg, *placed,
+  actions_.push_back(StartPrefill{leg,
+                                  *placed,
                                   {.request = std::move(sent),
                                    .attempt = run.attempt,
                                    .lease = run.lease,
@@ -170,43 +173,43 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
   const auto offset_ms = [&] { return to_ms(now - request.arrival); };
   const std::string& worker = registry_.at(leg.worker).name();
   wire::Served& served = request.record.served;
-  std::visit(
-      Overloaded{
-          [&](const wire::Reserved& e) {
-            if (leg.prefill || run.local || run.state != RunState::kReserving) return;  // a repeated one
-            run.lease = e.lease;
-            run.refusal.reset();
-            if (served.reserved_ms < 0) served.reserved_ms = offset_ms();
-            note(request, now, "reserved", worker);
-            start_prefill(request, leg.run, now);
-          },
-          [&](const wire::Started&) {
-            if (run.state != RunState::kPrefilling || leg.prefill == run.local) return;
-            if (served.prefill_start_ms < 0) served.prefill_start_ms = offset_ms();
-            note(request, now, "prefill_started", worker);
-          },
-          [&](wire::Committed& e) {
-            if (leg.prefill) return note(request, now, "prefill_committed", worker);
-            on_committed(request, leg.run, now, std::move(e));
-          },
-          [&](const wire::Nacked& e) {
-            if (!leg.prefill) return note(request, now, "nacked", e.status.to_string());  // P says so too, and there it is acted upon
-            actions_.push_back(CancelLeg{id});
-            end_leg(id);
-            prefill_failed(request, leg.run, now, leg.worker, e.status, false, true);
-          },
-          [&](wire::Tokens& e) { on_tokens(request, id, now, std::move(e.tokens)); },
-          [&](const wire::FinishEvent& e) { on_finish(request, id, now, e); },
-          [&](wire::PromptLogprobs& e) {
-            if (!request.wants_prompt_logprobs()) return;
-            request.prompt_logprobs_sent = true;
-            deliver(request, std::move(e));
-          },
-          [&](const wire::Served& e) { merge_served(request, leg, e); },
-          [&](const wire::Done&) { on_done(request, id, now); },
-          [&](const wire::Failed& e) { leg_failed(request, id, now, e.status.with_context(worker), false); },
-      },
-      event);
+  std::visit(Overloaded{
+                 [&](const wire::Reserved& e) {
+                   if (leg.prefill || run.local || run.state != RunState::kReserving) return;  // a repeated one
+                   run.lease = e.lease;
+                   run.refusal.reset();
+                   if (served.reserved_ms < 0) served.reserved_ms = offset_ms();
+                   note(request, now, "reserved", worker);
+                   start_prefill(request, leg.run, now);
+                 },
+                 [&](const wire::Started&) {
+                   if (run.state != RunState::kPrefilling || leg.prefill == run.local) return;
+                   if (served.prefill_start_ms < 0) served.prefill_start_ms = offset_ms();
+                   note(request, now, "prefill_started", worker);
+                 },
+                 [&](wire::Committed& e) {
+                   if (leg.prefill) return note(request, now, "prefill_committed", worker);
+                   on_committed(request, leg.run, now, std::move(e));
+                 },
+                 [&](const wire::Nacked& e) {
+                   if (!leg.prefill)
+                     return note(request, now, "nacked", e.status.to_string());  // P says so too, and there it is acted upon
+                   actions_.push_back(CancelLeg{id});
+                   end_leg(id);
+                   prefill_failed(request, leg.run, now, leg.worker, e.status, false, true);
+                 },
+                 [&](wire::Tokens& e) { on_tokens(request, id, now, std::move(e.tokens)); },
+                 [&](const wire::FinishEvent& e) { on_finish(request, id, now, e); },
+                 [&](wire::PromptLogprobs& e) {
+                   if (!request.wants_prompt_logprobs()) return;
+                   request.prompt_logprobs_sent = true;
+                   deliver(request, std::move(e));
+                 },
+                 [&](const wire::Served& e) { merge_served(request, leg, e); },
+                 [&](const wire::Done&) { on_done(request, id, now); },
+                 [&](const wire::Failed& e) { leg_failed(request, id, now, e.status.with_context(worker), false); },
+             },
+             event);
   sweep();
 }
 
@@ -243,13 +246,17 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
     switch (request.choice(choice)->offer(std::move(token), ready)) {
       case ChoiceStream::Verdict::kNew:
       case ChoiceStream::Verdict::kHeld:
-      case ChoiceStream::Verdict::kLate: break;
-      case ChoiceStream::Verdict::kDuplicate: ++stats_.duplicates_dropped; break;
+      case ChoiceStream::Verdict::kLate:
+        break;
+      case ChoiceStream::Verdict::kDuplicate:
+        ++stats_.duplicates_dropped;
+        break;
       case ChoiceStream::Verdict::kConflict:
         ++stats_.conflicts;
         note(request, now, "conflict", "choice " + std::to_string(choice) + ", position " + std::to_string(position));
         return finish(request, now, Status(Code::kDataLoss, "two workers gave different tokens for position " + std::to_string(position)));
-      case ChoiceStream::Verdict::kGarbage: return garbage(request, id, now, "token at position " + std::to_string(position));
+      case ChoiceStream::Verdict::kGarbage:
+        return garbage(request, id, now, "token at position " + std::to_string(position));
     }
   }
   if (leg.prefill || run.state == RunState::kPrefilling) {  // the prompt is computed: its queue is shorter
@@ -334,12 +341,16 @@ void Core::on_leg_end(TimePoint now, LegId id, const LegEnd& end) {
   Request& request = *find(found->second.request);
   const std::string& name = registry_.at(worker).name();
   // A broken connection says nothing about the request, whatever the code: it may be tried elsewhere.
-  const auto broken = [&](const Status& s) { return Status(retryable(s.code()) ? s.code() : Code::kUnavailable, name + ": " + s.message()); };
+  const auto broken = [&](const Status& s) {
+    return Status(retryable(s.code()) ? s.code() : Code::kUnavailable, name + ": " + s.message());
+  };
   switch (end.kind) {
     case LegEnd::Kind::kComplete:
       leg_failed(request, id, now, Status(Code::kUnavailable, name + " ended its answer early"), false);
       break;
-    case LegEnd::Kind::kRefused: leg_failed(request, id, now, end.status.with_context(name), true); break;
+    case LegEnd::Kind::kRefused:
+      leg_failed(request, id, now, end.status.with_context(name), true);
+      break;
     case LegEnd::Kind::kBroken:
       registry_.on_leg_broken(worker, end.status.message());
       actions_.push_back(PollNow{worker});

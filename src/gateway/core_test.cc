@@ -48,7 +48,8 @@ class CoreTest : public ::testing::Test {
     int port = 9000;
     for (const auto& [name, role] : workers) configs.push_back({name, "10.0.0." + std::to_string(port - 8999), port, role}), ++port;
     core_ = std::make_unique<Core>(options, configs);
-    for (std::size_t i = 0; i < workers.size(); ++i) core_->on_status(now_, WorkerId(static_cast<int>(i)), healthy(workers[i].first, workers[i].second));
+    for (std::size_t i = 0; i < workers.size(); ++i)
+      core_->on_status(now_, WorkerId(static_cast<int>(i)), healthy(workers[i].first, workers[i].second));
     pump();
   }
   void pump() {
@@ -59,7 +60,8 @@ class CoreTest : public ::testing::Test {
       if (auto* f = std::get_if<FinishChoice>(&action)) finish_choices_.push_back(*f);
       if (auto* p = std::get_if<PollNow>(&action)) polls_.push_back(p->worker);
       if (auto* d = std::get_if<Deliver>(&action)) {
-        if (auto* t = std::get_if<wire::TokenEvent>(&d->event)) tokens_[t->choice].push_back(t->token), positions_[t->choice].push_back(t->position);
+        if (auto* t = std::get_if<wire::TokenEvent>(&d->event))
+          tokens_[t->choice].push_back(t->token), positions_[t->choice].push_back(t->position);
         if (auto* f = std::get_if<wire::FinishEvent>(&d->event)) finishes_.push_back(*f);
         if (auto* s = std::get_if<wire::Served>(&d->event)) served_ = *s;
         if (auto* s = std::get_if<Status>(&d->event)) done_.push_back(*s);

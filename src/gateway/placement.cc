@@ -8,7 +8,7 @@ namespace baton::gateway {
 namespace {
 
 constexpr std::int64_t kTokensPerSecondUnknown = 1000;  // of a worker that has not measured itself yet
-constexpr std::int64_t kQueuedMax = 1'000'000'000;       // believed of a worker's report
+constexpr std::int64_t kQueuedMax = 1'000'000'000;      // believed of a worker's report
 
 std::vector<WorkerId> without(std::vector<WorkerId> workers, const std::set<WorkerId>& refused) {
   std::erase_if(workers, [&](WorkerId id) { return refused.contains(id); });
@@ -62,7 +62,8 @@ WorkerId Placement::best_decode(const std::vector<WorkerId>& candidates, const N
     const std::int64_t free_there = std::int64_t{w.status.blocks_free} + w.status.blocks_cached;
     const std::int64_t free = std::min<std::int64_t>(free_there, total - w.blocks_promised);
     const std::int64_t sequences = std::max(w.status.running + w.status.waiting, w.legs);
-    const std::int64_t load = 1000 * sequences / std::max(1, w.status.max_num_seqs) + 1000 * (total - std::max<std::int64_t>(0, free)) / total;
+    const std::int64_t load =
+        1000 * sequences / std::max(1, w.status.max_num_seqs) + 1000 * (total - std::max<std::int64_t>(0, free)) / total;
     const std::int64_t hit = 1000 * chains.hit_tokens(w) / std::max<std::int64_t>(1, static_cast<std::int64_t>(need.ids.size()));
     const bool last_resort = tried.failed.contains(id) || w.liveness == Liveness::kSuspect;
     // A prefix hit saves its transfer, but is worth no more than half a full machine.

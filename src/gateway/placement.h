@@ -1,6 +1,6 @@
 #pragma once
-// Where a request goes. Pure integer arithmetic over the registry; equal candidates are told apart by how often they were chosen, then by id, so a
-// trace repeats.
+// Where a request goes. Pure integer arithmetic over the registry; equal candidates are told apart by how often they were chosen, then by
+// id, so a trace repeats.
 
 #include <cstdint>
 #include <map>

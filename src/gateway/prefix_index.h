@@ -1,6 +1,6 @@
 #pragma once
-// Which prompt blocks a worker probably caches: the hashes of what it was sent, least recently used ones forgotten first. A guess that costs nothing
-// when wrong: the worker's own prefix cache decides.
+// Which prompt blocks a worker probably caches: the hashes of what it was sent, least recently used ones forgotten first. A guess that
+// costs nothing when wrong: the worker's own prefix cache decides.
 
 #include <cstddef>
 #include <list>

@@ -6,7 +6,8 @@ namespace baton::gateway {
 namespace {
 
 std::string text(const wire::KvSchema& kv) {
-  return std::to_string(kv.layers) + " layers, " + std::to_string(kv.kv_heads) + " KV heads of " + std::to_string(kv.head_dim) + ", " + kv.dtype;
+  return std::to_string(kv.layers) + " layers, " + std::to_string(kv.kv_heads) + " KV heads of " + std::to_string(kv.head_dim) + ", " +
+         kv.dtype;
 }
 
 bool answers(const Worker& worker) { return worker.liveness == Liveness::kAlive || worker.liveness == Liveness::kSuspect; }
@@ -23,14 +24,13 @@ bool Worker::usable() const { return answers(*this) && status.ready && !status.d
 Registry::Registry(const RegistryOptions& options, std::vector<WorkerConfig> workers) : options_(options) {
   workers_.reserve(workers.size());
   for (WorkerConfig& config : workers) {
-    workers_.push_back(Worker{.config = std::move(config),
-                              .problem = "has not answered yet",
-                              .status = {},
-                              .prefixes = PrefixIndex(options.prefix_blocks_max)});
+    workers_.push_back(Worker{
+        .config = std::move(config), .problem = "has not answered yet", .status = {}, .prefixes = PrefixIndex(options.prefix_blocks_max)});
   }
 }
 
-// Empty if the worker may be used beside the others that live. The first one that answered sets what the cluster serves, for as long as it lives.
+// Empty if the worker may be used beside the others that live. The first one that answered sets what the cluster serves, for as long as it
+// lives.
 std::string Registry::incompatibility(WorkerId id, const wire::WorkerStatus& status) const {
   const WorkerConfig& config = at(id).config;
   if (status.protocol != wire::kProtocolVersion)
@@ -43,7 +43,8 @@ std::string Registry::incompatibility(WorkerId id, const wire::WorkerStatus& sta
     if (&other == &at(id) || !answers(other) || !other.status.ready) continue;
     if (status.model_digest != other.status.model_digest)
       return "serves the model " + status.model_digest + ", but " + other.name() + " serves " + other.status.model_digest;
-    if (status.kv != other.status.kv) return "has the KV schema (" + text(status.kv) + "), but " + other.name() + " has (" + text(other.status.kv) + ")";
+    if (status.kv != other.status.kv)
+      return "has the KV schema (" + text(status.kv) + "), but " + other.name() + " has (" + text(other.status.kv) + ")";
   }
   return {};
 }

@@ -1,6 +1,7 @@
 #pragma once
-// The workers a gateway knows: who they are, whether they live, whether they fit together, and how loaded they are. Pure: status reports and failures
-// come in, verdicts are read. A worker is its address and incarnation: a restarted one is new, and nothing of the old one is believed.
+// The workers a gateway knows: who they are, whether they live, whether they fit together, and how loaded they are. Pure: status reports
+// and failures come in, verdicts are read. A worker is its address and incarnation: a restarted one is new, and nothing of the old one is
+// believed.
 
 #include <cstdint>
 #include <string>
@@ -23,7 +24,7 @@ struct WorkerConfig {
 };
 
 enum class Liveness : std::uint8_t {
-  kUnknown,       // not heard of yet
+  kUnknown,  // not heard of yet
   kAlive,
   kSuspect,       // a leg to it broke; used only if there is no other, until it answers a poll
   kDead,          // refused a connection, or missed polls

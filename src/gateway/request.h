@@ -23,14 +23,14 @@ struct Core::Run {
   std::size_t emitted = 0;  // ids of the choice that were part of the run's request when it started
   bool local = false;       // no hand-off
   Attempt attempt{1};       // of the latest leg
-  WorkerId decode_worker, prefill_worker;
-  Incarnation decode_incarnation;
-  std::optional<LegId> decode_leg, prefill_leg;
-  LeaseId lease;
+  WorkerId decode_worker{}, prefill_worker{};
+  Incarnation decode_incarnation{};
+  std::optional<LegId> decode_leg{}, prefill_leg{};
+  LeaseId lease{};
   TimePoint deadline = kNever;
-  std::string waiting_for;
-  Tried tried;                    // since the last progress
-  std::optional<Status> refusal;  // what the last worker that refused said
+  std::string waiting_for{};
+  Tried tried{};                    // since the last progress
+  std::optional<Status> refusal{};  // what the last worker that refused said
 };
 
 struct Core::Request {

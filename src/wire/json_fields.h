@@ -1,7 +1,7 @@
 #pragma once
-// Private to wire/. A struct's JSON form is one list of its fields, `fields(visitor, struct)`, which a Writer and a Reader both walk: what is written is
-// what is read. The Reader checks presence, type and range of every field and keeps the first error, with the path of the field in it. Unknown
-// fields are skipped, so that a newer peer of the same protocol version may say more.
+// Private to wire/. A struct's JSON form is one list of its fields, `fields(visitor, struct)`, which a Writer and a Reader both walk: what
+// is written is what is read. The Reader checks presence, type and range of every field and keeps the first error, with the path of the
+// field in it. Unknown fields are skipped, so that a newer peer of the same protocol version may say more.
 
 #include <cmath>
 #include <concepts>

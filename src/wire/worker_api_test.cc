@@ -77,20 +77,29 @@ class Maker {
   }
   LegEvent event() {
     switch (rng_.below(10)) {
-      case 0: return Reserved{LeaseId(u64())};
-      case 1: return Started{};
-      case 2: return Committed{Attempt(1 + static_cast<std::uint32_t>(rng_.below(9))), {token(), token()}};
-      case 3: return Nacked{failure()};
-      case 4: return Tokens{{token(), token(), token()}};
+      case 0:
+        return Reserved{LeaseId(u64())};
+      case 1:
+        return Started{};
+      case 2:
+        return Committed{Attempt(1 + static_cast<std::uint32_t>(rng_.below(9))), {token(), token()}};
+      case 3:
+        return Nacked{failure()};
+      case 4:
+        return Tokens{{token(), token(), token()}};
       case 5: {
         FinishEvent f{.choice = natural(), .reason = static_cast<FinishReason>(rng_.below(3)), .stop_token = {}};
         if (coin()) f.stop_token = natural();
         return f;
       }
-      case 6: return PromptLogprobs{{std::nullopt, token(), token()}};
-      case 7: return served();
-      case 8: return Done{};
-      default: return Failed{failure()};
+      case 6:
+        return PromptLogprobs{{std::nullopt, token(), token()}};
+      case 7:
+        return served();
+      case 8:
+        return Done{};
+      default:
+        return Failed{failure()};
     }
   }
   WorkerStatus status() {
@@ -251,7 +260,8 @@ TEST(Codecs, TextThatIsNotUtf8IsRepaired) {
 // Whatever bytes come, the answer is a message or an error; and what is accepted can be written again.
 TEST(Codecs, MutatedBytesNeverCrash) {
   Maker make(4);
-  static constexpr std::string_view kSplices[] = {"null", "-1", "1e999", "99999999999999999999", "{", "}", "[", "]", "\"", ",", "[[[[[[[[", "\xff", "true"};
+  static constexpr std::string_view kSplices[] = {"null",     "-1",   "1e999", "99999999999999999999", "{", "}", "[", "]", "\"", ",",
+                                                  "[[[[[[[[", "\xff", "true"};
   int accepted = 0, refused = 0;
   for (int i = 0; i < 20000; ++i) {
     const std::uint64_t kind = make.rng().below(4);
@@ -262,20 +272,35 @@ TEST(Codecs, MutatedBytesNeverCrash) {
     for (std::uint64_t edits = make.rng().below(4); edits > 0 && !text.empty(); --edits) {
       const std::size_t at = make.rng().below(text.size());
       switch (make.rng().below(4)) {
-        case 0: text[at] = static_cast<char>(make.rng().below(256)); break;
-        case 1: text.erase(at, 1 + make.rng().below(12)); break;
-        case 2: text.insert(at, kSplices[make.rng().below(std::size(kSplices))]); break;
-        default: text.resize(at);
+        case 0:
+          text[at] = static_cast<char>(make.rng().below(256));
+          break;
+        case 1:
+          text.erase(at, 1 + make.rng().below(12));
+          break;
+        case 2:
+          text.insert(at, kSplices[make.rng().below(std::size(kSplices))]);
+          break;
+        default:
+          text.resize(at);
       }
     }
     const auto event = leg_event_from_json(text);
     const auto status = worker_status_from_json(text);
     const auto decode = decode_leg_from_json(text);
     const auto prefill = prefill_leg_from_json(text);
-    if (event.ok()) { EXPECT_TRUE(leg_event_from_json(to_json(*event)).ok()) << text; }
-    if (status.ok()) { EXPECT_TRUE(worker_status_from_json(to_json(*status)).ok()) << text; }
-    if (decode.ok()) { EXPECT_TRUE(decode_leg_from_json(to_json(*decode)).ok()) << text; }
-    if (prefill.ok()) { EXPECT_TRUE(prefill_leg_from_json(to_json(*prefill)).ok()) << text; }
+    if (event.ok()) {
+      EXPECT_TRUE(leg_event_from_json(to_json(*event)).ok()) << text;
+    }
+    if (status.ok()) {
+      EXPECT_TRUE(worker_status_from_json(to_json(*status)).ok()) << text;
+    }
+    if (decode.ok()) {
+      EXPECT_TRUE(decode_leg_from_json(to_json(*decode)).ok()) << text;
+    }
+    if (prefill.ok()) {
+      EXPECT_TRUE(prefill_leg_from_json(to_json(*prefill)).ok()) << text;
+    }
     (event.ok() || status.ok() || decode.ok() || prefill.ok() ? accepted : refused)++;
   }
   EXPECT_GT(accepted, 1000);
