@@ -1,6 +1,6 @@
 #pragma once
-// A device: memory, streams, prepared weights. Together with ops.h, collective.h, kv_view.h and p2p.h this is all that is vendor-specific; a port to
-// another accelerator is one folder beside cpu/.
+// A device: memory, streams, prepared weights. Together with ops.h, collective.h, kv_view.h and p2p.h this is all that is vendor-specific;
+// a port to another accelerator is one folder beside cpu/.
 //
 // Lifecycle: open_device() -> create_context() on each rank's thread -> prepare_*() at load -> per step: upload_step(), ops, synchronize().
 // A step in steady state allocates nothing.
@@ -57,7 +57,8 @@ class Context {
   virtual Status upload_step(StepMeta& meta) = 0;
   // Ordered with the stream. The source is free again on return.
   virtual Status upload(const Tensor& target, const void* source, std::size_t bytes) = 0;
-  // The tensor's bytes as host memory, valid after synchronize() and until reset_arena(). On a CPU the memory itself, elsewhere a pinned copy.
+  // The tensor's bytes as host memory, valid after synchronize() and until reset_arena(). On a CPU the memory itself, elsewhere a pinned
+  // copy.
   virtual Result<const void*> download(const Tensor& source) = 0;
   // Calls fn(user, tag) once everything queued so far is complete: inline on a CPU, from a device thread elsewhere; fn must not block.
   virtual void notify(void (*fn)(void* user, std::uint64_t tag), void* user, std::uint64_t tag) = 0;
@@ -77,8 +78,8 @@ class Device {
   virtual Result<std::unique_ptr<Context>> create_context(const ContextOptions& options) = 0;
   virtual Result<std::unique_ptr<Buffer>> allocate(std::size_t bytes) = 0;
   virtual Result<std::unique_ptr<KvPool>> create_kv_pool(KvSpec spec) = 0;
-  // `parts` are stacked along the rows (fused QKV, gate and up); `bias` is empty or has one value a row. The weights are packed or uploaded here;
-  // the host data is not needed afterwards.
+  // `parts` are stacked along the rows (fused QKV, gate and up); `bias` is empty or has one value a row. The weights are packed or uploaded
+  // here; the host data is not needed afterwards.
   virtual Result<std::unique_ptr<Linear>> prepare_linear(std::span<const HostWeight> parts, std::span<const float> bias,
                                                          ComputeType compute) = 0;
   virtual Result<std::unique_ptr<Embedding>> prepare_embedding(const HostWeight& table) = 0;

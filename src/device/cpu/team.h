@@ -1,6 +1,6 @@
 #pragma once
-// The threads of one rank: pinned to disjoint cores, spinning briefly between regions, since a decode step has some two hundred regions and a
-// futex wake costs tens of microseconds. The calling thread is member 0.
+// The threads of one rank: pinned to disjoint cores, spinning briefly between regions, since a decode step has some two hundred regions and
+// a futex wake costs tens of microseconds. The calling thread is member 0.
 
 #include <memory>
 #include <type_traits>

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "device/cpu/isa.h"
+#include "device/device.h"
+
+namespace baton::device::cpu {
+
+class CpuDevice final : public Device {
+ public:
+  static Result<std::unique_ptr<Device>> open(const DeviceOptions& options);
+
+  const DeviceInfo& info() const override { return info_; }
+  Result<std::unique_ptr<Context>> create_context(const ContextOptions& options) override;
+  Result<std::unique_ptr<Buffer>> allocate(std::size_t bytes) override;
+  Result<std::unique_ptr<KvPool>> create_kv_pool(KvSpec spec) override;
+  Result<std::unique_ptr<Linear>> prepare_linear(std::span<const HostWeight> parts, std::span<const float> bias,
+                                                 ComputeType compute) override;
+  Result<std::unique_ptr<Embedding>> prepare_embedding(const HostWeight& table) override;
+  Result<std::unique_ptr<RopeTable>> prepare_rope(std::span<const double> inverse_frequencies, std::int64_t positions,
+                                                  double attention_factor) override;
+  DType activation_dtype(ComputeType) const override { return DType::kF32; }
+  std::string numerics_id(ComputeType compute, DType kv_dtype) const override;
+  P2p* p2p() override { return nullptr; }
+  MachineLimits measure_limits() override;
+
+ private:
+  CpuDevice(Isa isa, std::vector<int> cores);
+  const Isa isa_;
+  const std::vector<int> cores_;
+  DeviceInfo info_;
+};
+
+}  // namespace baton::device::cpu
