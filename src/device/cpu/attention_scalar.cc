@@ -8,7 +8,7 @@ namespace {
 float element(const std::byte* row, DType dtype, int i) {
   if (dtype == DType::kF32) return reinterpret_cast<const float*>(row)[i];
   const std::uint16_t half = reinterpret_cast<const std::uint16_t*>(row)[i];
-  return dtype == DType::kBF16 ? bf16_to_float(half) : f16_to_float(half);
+  return dtype == DType::kBF16 ? bf16_to_float(half) : half_to_float(half);
 }
 
 void transpose16(const std::byte* keys, DType dtype, long token_bytes, int head_dim, float* out) {

@@ -27,8 +27,7 @@ CpuContext::CpuContext(Isa isa, std::vector<int> cores, std::unique_ptr<CpuBuffe
     : team_(std::move(cores)), ops_(isa, team_), arena_(std::move(arena)) {}
 
 Result<Tensor> CpuContext::scratch(DType dtype, std::initializer_list<std::int64_t> shape) {
-  constexpr std::size_t kAlign = 64;
-  const std::size_t begin = (arena_used_ + kAlign - 1) / kAlign * kAlign;
+  const std::size_t begin = (arena_used_ + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
   std::size_t bytes = size_of(dtype);
   for (std::int64_t n : shape) bytes *= static_cast<std::size_t>(n);
   if (bytes > arena_->bytes() || begin > arena_->bytes() - bytes)

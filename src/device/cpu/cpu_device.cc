@@ -59,7 +59,7 @@ Result<std::unique_ptr<KvPool>> CpuDevice::create_kv_pool(KvSpec spec) { return 
 
 Result<std::unique_ptr<Linear>> CpuDevice::prepare_linear(std::span<const HostWeight> parts, std::span<const float> bias,
                                                           ComputeType compute) {
-  return upcast<Linear>(make_linear(isa_, parts, bias, compute));
+  return upcast<Linear>(make_linear(isa_, parts, bias, compute, weights_));
 }
 
 Result<std::unique_ptr<Embedding>> CpuDevice::prepare_embedding(const HostWeight& table) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "device/cpu/isa.h"
+#include "device/cpu/weight_arena.h"
 #include "device/device.h"
 
 namespace baton::device::cpu {
@@ -31,6 +32,7 @@ class CpuDevice final : public Device {
   CpuDevice(Isa isa, std::vector<int> cores);
   const Isa isa_;
   const std::vector<int> cores_;
+  const std::shared_ptr<WeightArena> weights_ = std::make_shared<WeightArena>();  // of all layers, in the order of their preparation
   DeviceInfo info_;
 };
 
