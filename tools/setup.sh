@@ -5,7 +5,7 @@
 set -euo pipefail
 
 BATON_PACKAGES=(g++ cmake ninja-build ccache mold pkg-config git ca-certificates curl python3 python3-pip
-  libboost1.81-dev libdnnl-dev libedit-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libcli11-dev prometheus-cpp-dev libxxhash-dev)
+  libboost1.81-dev libcurl4-openssl-dev libssl-dev libdnnl-dev libedit-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libcli11-dev prometheus-cpp-dev libxxhash-dev)
 BATON_TEST_PACKAGES=(libgtest-dev libgmock-dev clang-format-19 python3-venv)
 BATON_CARGO_MINIMUM=87 # 1.87
 
@@ -41,7 +41,7 @@ baton_setup() { # packages...
 This script installs packages on Debian 12 only. On this system, install by hand:
   - a C++20 compiler (g++ 12 or newer), cmake 3.25, ninja, git, curl, python3 with pip; ccache and mold if you like
   - Rust: cargo 1.$BATON_CARGO_MINIMUM or newer
-  - Boost 1.81 or newer, oneDNN 2.6, libedit, nlohmann-json 3.11, spdlog and fmt, CLI11 2.1, prometheus-cpp 1.0, xxHash 0.8
+  - Boost 1.81 or newer, libcurl, OpenSSL 3, oneDNN 2.6, libedit, nlohmann-json 3.11, spdlog and fmt, CLI11 2.1, prometheus-cpp 1.0, xxHash 0.8
   - for the tests: GoogleTest, clang-format 19
 then: cmake --preset release && cmake --build build
 EOF
