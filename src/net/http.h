@@ -37,7 +37,8 @@ struct HttpRequest {
   std::string remote;  // "127.0.0.1:54321"
 };
 
-// The answer to one request. Holds the connection alive; all calls are no-ops after the client went away.
+// The answer to one request, used on the loop's thread. All calls are no-ops after the client went away. Destroyed before any answer was
+// begun, it answers 500.
 class HttpResponder {
  public:
   virtual ~HttpResponder() = default;
@@ -45,13 +46,16 @@ class HttpResponder {
   virtual void respond(int status, Headers headers, std::string body) = 0;
   // Starts a chunked answer; each write() is one chunk and one send.
   virtual void start_stream(int status, Headers headers) = 0;
-  // False if more than the server's `stream_buffer_bytes_max` is waiting for a slow client: the stream has then been aborted.
+  // False if the client is gone, also because more than the server's `stream_buffer_bytes_max` was waiting for it: it was aborted as too
+  // slow.
   virtual bool write(std::string chunk) = 0;
   // Ends the stream properly. Without it (responder destroyed) the connection is cut, which tells the client that the answer is not whole.
   virtual void end() = 0;
-  // Called once if the client goes away before the answer is complete. Set at most once.
+  // Called once if the client goes away, or is aborted as too slow, before the answer is complete; never inside another call. Set at most
+  // once. It is dropped when the answer is complete, and when the server is destroyed. A client that half-closes after its request counts
+  // as gone, as with most servers.
   virtual void on_close(std::function<void()> handler) = 0;
-  virtual bool closed() const = 0;
+  virtual bool closed() const = 0;  // the client went away before the answer was complete
 };
 
 struct HttpServerOptions {
@@ -75,7 +79,8 @@ class HttpServer {
   static Result<std::unique_ptr<HttpServer>> listen(EventLoop& loop, HttpServerOptions options, Handler handler);
   virtual ~HttpServer() = default;
   virtual int port() const = 0;
-  virtual void stop_accepting() = 0;  // running answers go on
+  // Idle connections are closed; running answers go on, and close theirs.
+  virtual void stop_accepting() = 0;
   virtual std::size_t connections() const = 0;
 };
 
@@ -97,18 +102,27 @@ struct HttpClientRequest {
   Duration idle_timeout = std::chrono::seconds(60);  // nothing received for this long
 };
 
+// None runs inside call(). Each may cancel or destroy its call, or make another.
 struct HttpClientCallbacks {
   std::function<void(int status, const Headers&)> on_headers;
   std::function<void(std::string_view data)> on_data;
   // Exactly once unless cancelled: ok after a complete answer of any status; kUnavailable if the peer cannot be reached or cut the answer,
-  // kDeadlineExceeded on a time-out.
+  // kDeadlineExceeded on a time-out, kDataLoss if what it sent is not HTTP.
   std::function<void(Status)> on_done;
 };
 
-// Keep-alive connections per peer (idle ones are kept up to a bound and dropped when the peer closes them).
+struct HttpClientOptions {
+  std::size_t idle_per_peer_max = 256;  // kept alive; more are closed when their call ends
+  std::size_t idle_max = 2048;
+  Duration idle_timeout = std::chrono::seconds(60);  // shorter than servers' keep_alive, so that few stale ones are met
+};
+
+// Keep-alive connections per peer (idle ones are kept up to a bound and dropped when the peer closes them). A call whose reused connection
+// turns out to be closed, with nothing received, is tried once more on a fresh one; nothing else is retried. Calls go on if the client is
+// destroyed.
 class HttpClient {
  public:
-  static std::unique_ptr<HttpClient> create(EventLoop& loop);
+  static std::unique_ptr<HttpClient> create(EventLoop& loop, HttpClientOptions options = {});
   virtual ~HttpClient() = default;
   virtual std::unique_ptr<HttpCall> call(HttpClientRequest request, HttpClientCallbacks callbacks) = 0;
 };

@@ -10,10 +10,8 @@
 namespace baton::net {
 namespace {
 
-constexpr std::size_t kIdlePerPeerMax = 256;
-constexpr std::size_t kIdleMax = 2048;
-// Shorter than what servers keep (ours: 75 s), so that most stale connections are closed by us, and none is met.
-constexpr Duration kIdleTimeout = std::chrono::seconds(60);
+// A head, a chunk's size line or trailers: what the parser takes only whole.
+constexpr std::size_t kUnparsedBytesMax = 64u << 10;
 
 class Call;
 class Pool;
@@ -36,7 +34,7 @@ class Peer final : public std::enable_shared_from_this<Peer> {
 
 class Pool final : public std::enable_shared_from_this<Pool> {
  public:
-  explicit Pool(EventLoop& l) : loop(l) {}
+  Pool(EventLoop& l, HttpClientOptions options) : loop(l), options_(options) {}
 
   // The connection used last, since it is the least likely to be stale. Null if there is none.
   std::shared_ptr<Peer> take(const std::string& key) {
@@ -53,11 +51,11 @@ class Pool final : public std::enable_shared_from_this<Pool> {
   void put(std::shared_ptr<Peer> peer) {
     if (closed_) return peer->socket->close();
     auto& peers = idle_[peer->key];
-    if (peers.size() >= kIdlePerPeerMax || idle_count_ >= kIdleMax) {
+    if (peers.size() >= options_.idle_per_peer_max || idle_count_ >= options_.idle_max) {
       if (peers.empty()) idle_.erase(peer->key);
       return peer->socket->close();
     }
-    peer->deadline.set(loop, loop.clock().now() + kIdleTimeout, peer);
+    peer->deadline.set(loop, loop.clock().now() + options_.idle_timeout, peer);
     peers.push_back(std::move(peer));
     ++idle_count_;
   }
@@ -91,6 +89,7 @@ class Pool final : public std::enable_shared_from_this<Pool> {
   EventLoop& loop;
 
  private:
+  const HttpClientOptions options_;
   bool closed_ = false;
   std::map<std::string, std::deque<std::shared_ptr<Peer>>> idle_;
   std::size_t idle_count_ = 0;
@@ -231,6 +230,7 @@ class Call final : public std::enable_shared_from_this<Call> {
       in_.erase(0, taken);
     else
       in_.assign(bytes.substr(taken));
+    if (in_.size() > kUnparsedBytesMax) return finish(Status(Code::kDataLoss, key() + " sent an endless chunk line or trailer"), false);
     peer_->arm_read();
   }
 
@@ -329,7 +329,7 @@ class HttpCallImpl final : public HttpCall {
 
 class HttpClientImpl final : public HttpClient {
  public:
-  explicit HttpClientImpl(EventLoop& loop) : pool_(std::make_shared<Pool>(loop)) {}
+  HttpClientImpl(EventLoop& loop, HttpClientOptions options) : pool_(std::make_shared<Pool>(loop, options)) {}
   ~HttpClientImpl() override { pool_->close(); }
 
   std::unique_ptr<HttpCall> call(HttpClientRequest request, HttpClientCallbacks callbacks) override {
@@ -345,6 +345,8 @@ class HttpClientImpl final : public HttpClient {
 
 }  // namespace
 
-std::unique_ptr<HttpClient> HttpClient::create(EventLoop& loop) { return std::make_unique<HttpClientImpl>(loop); }
+std::unique_ptr<HttpClient> HttpClient::create(EventLoop& loop, HttpClientOptions options) {
+  return std::make_unique<HttpClientImpl>(loop, options);
+}
 
 }  // namespace baton::net

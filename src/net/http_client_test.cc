@@ -211,6 +211,28 @@ TEST_F(HttpClientTest, AnIdleConnectionThatTheServerClosedIsNotUsed) {
   EXPECT_EQ(second->get().body, "two");
 }
 
+TEST_F(HttpClientTest, IdleConnectionsAreBoundedInNumberAndTime) {
+  serve();
+  HttpClientOptions options;
+  options.idle_per_peer_max = 2;
+  options.idle_timeout = std::chrono::milliseconds(50);
+  thread_.run([&] { client_ = HttpClient::create(thread_.loop(), options); });
+  std::vector<Future> parallel;
+  for (int i = 0; i < 5; ++i) parallel.push_back(begin(request(port_, "/hold")));
+  ASSERT_TRUE(eventually([this] { return held_.size() == 5; }));
+  std::size_t fewest = 5;
+  thread_.run([&] {
+    for (auto& responder : held_) responder->respond(200, {}, "");
+  });
+  for (auto& answer : parallel) EXPECT_TRUE(answer->get().done.ok());
+  EXPECT_TRUE(eventually([&] {
+    fewest = std::min(fewest, server_->connections());
+    return fewest <= 2;
+  }));
+  EXPECT_TRUE(eventually([this] { return server_->connections() == 0; }));
+  EXPECT_TRUE(fetch(request(port_, "/", "x")).done.ok());
+}
+
 TEST_F(HttpClientTest, RetriesOnceOnAStaleConnectionOnly) {
   RawListener listener;
   const std::string ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";

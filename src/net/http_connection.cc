@@ -188,6 +188,8 @@ void Connection::process_input() {
     if (taken == 0) break;
   }
   processing_ = false;
+  // A chunk's extensions or the trailers, which the parser takes only whole.
+  if (phase_ == Phase::kReading && in_.size() > core_->options.header_bytes_max) fail(431, "a chunk line or the trailers are too long");
   if (in_.empty() && in_.capacity() > (4u << 10)) in_.shrink_to_fit();
 }
 

@@ -1,4 +1,4 @@
-#include <sys/wait.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <map>
@@ -367,6 +367,80 @@ TEST_F(HttpServerTest, TooLargeIsAnsweredBeforeTheBodyAndReadableByAClientThatSe
   }
 }
 
+TEST_F(HttpServerTest, EndlessChunkLinesAndTrailersAreRefused) {
+  serve_echo();
+  for (const char* start : {"5;x=", "0\r\nTrailer: "}) {
+    auto client = connect();
+    client.send(std::string("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n") + start);
+    client.send(std::string(1u << 20, 'x'));
+    const int status = status_of(client.receive_all());
+    EXPECT_TRUE(status == 431 || status == 400) << status;
+  }
+  EXPECT_EQ(thread_.run([this] { return handled_; }), 0);
+}
+
+TEST_F(HttpServerTest, AHalfClosedClientGetsAnAnswerThatWasGivenAtOnce) {
+  const std::string big(8u << 20, 'x');
+  serve([&](HttpRequest, std::shared_ptr<HttpResponder> responder) { responder->respond(200, {}, big); });
+  auto client = connect();
+  client.send(kGet);
+  client.shutdown_send();
+  client.receive_until("\r\n\r\n");
+  EXPECT_TRUE(client.receive_all() == big);
+  EXPECT_EQ(client.error(), 0);
+}
+
+TEST_F(HttpServerTest, PipelinedInputIsHeldBackWhileAnAnswerRuns) {
+  HttpServerOptions options;
+  options.header_timeout = std::chrono::milliseconds(200);  // does not count while the server is busy
+  serve(
+      [this](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+        if (request.path == "/hold") return held_.push_back(std::move(responder));
+        ++handled_;
+        responder->respond(200, {}, "");
+      },
+      options);
+  auto client = connect();
+  client.send("GET /hold HTTP/1.1\r\nHost: a\r\n\r\n");
+  constexpr int kRequests = 3000;  // 1.5 MB
+  std::thread sender([&] {
+    for (int i = 0; i < kRequests; ++i) client.send("GET / HTTP/1.1\r\nHost: a\r\nX: " + std::string(500, 'x') + "\r\n\r\n");
+  });
+  ASSERT_TRUE(eventually([this] { return held_.size() == 1; }));
+  thread_.run([this] {
+    EXPECT_EQ(handled_, 0);
+    held_[0]->respond(200, {}, "");
+  });
+  int answered = 0;
+  while (answered <= kRequests && status_of(client.receive_answer()) == 200) ++answered;
+  EXPECT_EQ(answered, kRequests + 1);
+  client.shutdown_send();
+  sender.join();
+  EXPECT_EQ(thread_.run([this] { return handled_; }), kRequests);
+}
+
+TEST_F(HttpServerTest, OutOfDescriptorsConnectionsWait) {
+  serve_echo();
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(port_));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  rlimit none = limit;
+  none.rlim_cur = static_cast<rlim_t>(fd) + 1;
+  ::setrlimit(RLIMIT_NOFILE, &none);
+  EXPECT_EQ(0, ::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address));
+  RawSocket client(fd);
+  client.send(kGet);
+  // The loop goes on meanwhile.
+  for (int i = 0; i < 100; ++i) thread_.run([] {});
+  EXPECT_EQ(connections(), 0u);
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  EXPECT_EQ(status_of(client.receive_answer()), 200);
+}
+
 TEST_F(HttpServerTest, Continues) {
   serve_echo();
   auto client = connect();
@@ -541,6 +615,10 @@ TEST_F(HttpServerTest, SlowClientIsAbortedAfterTheWriteTimeout) {
 }
 
 TEST_F(HttpServerTest, ThousandSimultaneousStreams) {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, 8192);
+  ::setrlimit(RLIMIT_NOFILE, &limit);
   serve_held(true);
   constexpr int kStreams = 1000;
   constexpr int kChunks = 20;

@@ -96,13 +96,15 @@ void Listener::accept_some() {
   for (int i = 0; i < kAcceptBatch && descriptor_; ++i) {
     const int fd = ::accept4(fd_, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd >= 0) {
+      failing_ = false;
       set_no_delay(fd);
       on_socket_(fd);
       continue;
     }
     if (errno == EAGAIN || errno == EWOULDBLOCK) break;
     if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO) continue;
-    log::warn("accept on port {}: {}; trying again", port_, errno_text(errno));
+    if (!failing_) log::warn("cannot accept on port {}: {}; trying again until it works", port_, errno_text(errno));
+    failing_ = true;
     retry_ = loop_.after(kAcceptRetry, [weak = weak_from_this()] {
       auto self = weak.lock();
       if (self && self->descriptor_) self->wait();

@@ -30,6 +30,7 @@ class Listener : public std::enable_shared_from_this<Listener> {
   int fd_ = -1;
   int port_ = 0;
   bool adopted_ = false;
+  bool failing_ = false;
   Executor::TimerId retry_ = 0;
 };
 

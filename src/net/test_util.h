@@ -132,6 +132,7 @@ class RawSocket {
     }
   }
   std::string receive_exactly(std::size_t bytes) {
+    if (bytes == 0) return {};
     std::string all;
     while (all.size() < bytes) {
       const std::string more = receive_some();
