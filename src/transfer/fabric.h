@@ -1,0 +1,54 @@
+#pragma once
+// Everything network-specific about a hand-off: how bytes get from P's pool into D's. The protocol (sender.h, receiver.h) knows no transport,
+// and a fabric knows neither protocol nor layout: it is told byte runs (relayout.h).
+//
+// The target fetches; the source only keeps its memory readable. Everything is asynchronous: `done` runs on the loop given at creation, exactly
+// once for each fetch() and digest(), also after cancel(). Only destroying the fabric drops callbacks: it waits for the job in progress, so that
+// afterwards nothing touches the pool.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "base/status.h"
+#include "transfer/digest.h"
+#include "transfer/messages.h"
+
+namespace baton::transfer {
+
+// `bytes` bytes from `source` (offset in the peer's region) to `target` (offset in the local pool).
+struct Run {
+  std::int64_t source = 0, target = 0, bytes = 0;
+};
+
+// A peer's region, readable from here. Shared by the fetches that read it, so that it outlives them.
+class PeerRegion {
+ public:
+  virtual ~PeerRegion() = default;
+};
+
+class Fabric {
+ public:
+  virtual ~Fabric() = default;
+
+  // What a Hello says of the local pool. `heads` of the whole model are those that it holds.
+  virtual SourceRegion export_pool(Range heads) const = 0;
+  // Makes a peer's region readable; errors say what to do. May block for a system call, never for the peer.
+  virtual Result<std::shared_ptr<PeerRegion>> open(const SourceRegion& region) = 0;
+
+  using Done = std::function<void(Result<Digest>)>;
+  using JobId = std::uint64_t;
+  // Copies the runs in order and digests what has arrived in local memory, in the same order. Runs that leave either region are refused.
+  // After a failure or a cancel the target bytes are undefined.
+  virtual JobId fetch(std::shared_ptr<PeerRegion> peer, std::vector<Run> runs, Done done) = 0;
+  // Digests local runs (`target` offsets) in order.
+  virtual JobId digest(std::vector<Run> runs, Done done) = 0;
+  // A job that has not started completes with kCancelled; one that runs, completes. Either way memory is quiet only after `done`.
+  virtual void cancel(JobId job) = 0;
+
+  // Jobs accepted and not yet completed are at most this many; beyond it `done` gets kResourceExhausted.
+  virtual std::size_t jobs_max() const = 0;
+};
+
+}  // namespace baton::transfer

@@ -1,0 +1,171 @@
+#include "transfer/sender.h"
+
+#include <algorithm>
+
+namespace baton::transfer {
+
+std::string_view to_string(Sender::State state) {
+  constexpr std::string_view kNames[] = {"queued", "attaching", "streaming", "committing", "aborting", "acked", "nacked", "aborted", "no_kv"};
+  return kNames[static_cast<int>(state)];
+}
+
+Sender::Sender(SenderSpec spec, SenderOptions options)
+    : spec_(std::move(spec)), options_(options), deadline_(spec_.deadline), layers_(static_cast<std::size_t>(spec_.layers)) {
+  BATON_CHECK(spec_.layers > 0 && spec_.n_tokens > 0 && spec_.block_tokens > 0);
+}
+
+std::uint64_t Sender::bytes_total() const {
+  return static_cast<std::uint64_t>(spec_.n_tokens - cached_) * 2 * spec_.row_bytes * static_cast<std::uint64_t>(spec_.heads.size()) *
+         static_cast<std::uint64_t>(spec_.layers);
+}
+
+void Sender::attach(TimePoint now) {
+  if (state_ != State::kQueued || spec_.one_token || outcome_) return;
+  state_ = State::kAttaching;
+  deadline_ = std::min(spec_.deadline, now + options_.attach_timeout);
+  actions_.push_back(Send{Attach{key(), spec_.request_id, spec_.n_tokens, spec_.ids}});
+}
+
+void Sender::layer_ready(TimePoint now, std::int32_t layer, std::int32_t begin, std::int32_t end) {
+  Layer& l = layers_.at(static_cast<std::size_t>(layer));
+  BATON_CHECK_MSG(begin <= l.ready && end <= spec_.n_tokens, "layer reports leave no gap");
+  l.ready = std::max(l.ready, end);
+  if (layer == spec_.layers - 1 && end == spec_.n_tokens) early_ = fetched_;
+  pump(now);
+}
+
+void Sender::first_tokens(TimePoint now, std::vector<FirstToken> first) {
+  if (outcome_) return;
+  BATON_CHECK(first_.empty() && !first.empty());
+  first_ = std::move(first);
+  if (std::all_of(first_.begin(), first_.end(), [](const FirstToken& f) { return f.finish.has_value(); })) {
+    return end(now, State::kNoKv, Status(), /*tell_target=*/true);
+  }
+  pump(now);
+}
+
+void Sender::message(TimePoint now, const Message& message) {
+  const auto* key = std::visit(
+      [](const auto& m) -> const Key* {
+        if constexpr (requires { m.key; }) {
+          return &m.key;
+        }
+        return nullptr;
+      },
+      message);
+  // Leases and attempts name us; the epoch fences what belongs to an earlier life of the same lease.
+  if (key == nullptr || key->lease != spec_.lease || key->attempt != spec_.attempt) return;
+  if (const auto* m = std::get_if<Grant>(&message)) return on(now, *m);
+  if (const auto* m = std::get_if<Refuse>(&message)) {
+    if (!outcome_) end(now, State::kNacked, m->status, /*tell_target=*/false);
+  } else if (const auto* m = std::get_if<Nack>(&message)) {
+    if (!outcome_) end(now, State::kNacked, m->status, /*tell_target=*/false);
+  } else if (const auto* m = std::get_if<Fetched>(&message)) {
+    if (m->key == this->key()) fetched_ = std::clamp(m->bytes, fetched_, bytes_total());
+  } else if (std::holds_alternative<Ack>(message)) {
+    if (state_ != State::kCommitting || *key != this->key()) return;
+    fetched_ = bytes_total();
+    end(now, State::kAcked, Status(), /*tell_target=*/false);
+  } else if (std::holds_alternative<AbortAck>(message)) {
+    awaiting_abort_ack_ = false;
+    release_if_quiet();
+  }
+}
+
+void Sender::on(TimePoint now, const Grant& m) {
+  if (state_ != State::kAttaching || outcome_) return;
+  epoch_ = m.key.epoch;
+  if (m.cached_prefix > spec_.n_tokens || epoch_ == Epoch(0)) {
+    return end(now, State::kNacked, Status(Code::kDataLoss, "the decode worker granted nonsense"), /*tell_target=*/true);
+  }
+  cached_ = m.cached_prefix;
+  for (Layer& l : layers_) l.cut = cached_;
+  state_ = State::kStreaming;
+  deadline_ = spec_.deadline;  // from here the computation sets the pace
+  pump(now);
+}
+
+// Gives out chunks, then the commit.
+void Sender::pump(TimePoint now) {
+  if (state_ != State::kStreaming || outcome_) return;
+  for (std::size_t i = 0; i < layers_.size() && digests_.size() < static_cast<std::size_t>(options_.digests_max);) {
+    Layer& l = layers_[i];
+    if (l.cut >= l.ready) {
+      ++i;
+      continue;
+    }
+    std::int32_t end = std::min(l.ready, l.cut + options_.chunk_tokens_max);
+    if (end < l.ready) end = std::max(l.cut + 1, end - end % spec_.block_tokens);
+    const Range tokens{l.cut, end};
+    l.cut = end;
+    digests_[next_digest_] = {static_cast<std::int32_t>(i), tokens};
+    actions_.push_back(DigestChunk{next_digest_++, static_cast<std::int32_t>(i), spec_.heads, tokens});
+  }
+  const bool all_announced =
+      digests_.empty() && std::all_of(layers_.begin(), layers_.end(), [&](const Layer& l) { return l.cut >= spec_.n_tokens; });
+  if (first_.empty() || !all_announced) return;
+  state_ = State::kCommitting;
+  deadline_ = std::min(spec_.deadline, now + options_.commit_timeout);
+  actions_.push_back(Send{Commit{key(), first_}});
+}
+
+void Sender::digested(TimePoint now, std::uint64_t id, Result<Digest> digest, std::string locator) {
+  auto it = digests_.find(id);
+  BATON_CHECK_MSG(it != digests_.end(), "a digest completes once");
+  const auto [layer, tokens] = it->second;
+  digests_.erase(it);
+  if (outcome_) return release_if_quiet();
+  if (!digest.ok()) return end(now, State::kAborted, digest.status().with_context("digest of our own KV"), /*tell_target=*/true);
+  actions_.push_back(Send{Chunk{key(), layer, spec_.heads, tokens, *digest, std::move(locator)}});
+  pump(now);
+}
+
+void Sender::link_down(TimePoint now, Status why) {
+  awaiting_abort_ack_ = false;
+  if (outcome_) return release_if_quiet();
+  // Before the attach nothing has been said: a new link will do.
+  if (state_ != State::kQueued) end(now, State::kNacked, std::move(why), /*tell_target=*/false);
+}
+
+void Sender::cancel(TimePoint now, Status why) {
+  if (!outcome_) end(now, State::kAborted, std::move(why), /*tell_target=*/true);
+}
+
+void Sender::tick(TimePoint now) {
+  if (now < deadline_) return;
+  if (!outcome_) {
+    const Status why(Code::kDeadlineExceeded, "hand-off " + std::string(to_string(state_)) + " for too long");
+    const bool queued = state_ == State::kQueued;
+    return end(now, queued ? State::kAborted : State::kNacked, why, /*tell_target=*/true);
+  }
+  deadline_ = kNever;
+  awaiting_abort_ack_ = false;
+  release_if_quiet();
+}
+
+void Sender::end(TimePoint now, State state, Status status, bool tell_target) {
+  const bool attached = state_ != State::kQueued;
+  outcome_ = true;
+  actions_.push_back(Outcome{state, std::move(status)});
+  if (attached && tell_target) {
+    actions_.push_back(Send{Abort{key()}});
+    awaiting_abort_ack_ = true;
+    deadline_ = now + options_.abort_timeout;
+    state_ = State::kAborting;
+  } else {
+    deadline_ = kNever;
+    state_ = state;
+  }
+  final_ = state;
+  release_if_quiet();
+}
+
+void Sender::release_if_quiet() {
+  if (!outcome_ || awaiting_abort_ack_ || !digests_.empty() || released_) return;
+  released_ = true;
+  state_ = final_;
+  deadline_ = kNever;
+  actions_.push_back(ReleaseKv{});
+}
+
+}  // namespace baton::transfer

@@ -1,0 +1,122 @@
+#pragma once
+// The prefill side of one hand-off attempt, as a pure class: events and `now` in, actions out. It decides what may be announced and when P's KV
+// may go; it touches no memory and no socket.
+//
+//   Queued -> Attaching -> Streaming -> Committing -> Acked
+//   any    -> Nacked (D or the link ended it) | Aborting -> Aborted (we did) | NoKv (every choice ended with its first token)
+//
+// The KV stays until the attempt's physical end: D's ack or nack, its answer to an abort, or the loss of the link, and no digest of our own
+// still reading. After an abort that D does not answer in time the KV goes too: D only reads, and what it reads then fails its digest.
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/ids.h"
+#include "base/status.h"
+#include "transfer/messages.h"
+
+namespace baton::transfer {
+
+struct SenderOptions {
+  Duration attach_timeout = std::chrono::seconds(10);
+  Duration commit_timeout = std::chrono::seconds(15);
+  Duration abort_timeout = std::chrono::seconds(1);
+  int digests_max = 4;                   // in flight at once; what is ready meanwhile coalesces
+  std::int32_t chunk_tokens_max = 1024;
+};
+
+struct SenderSpec {
+  LeaseId lease;
+  Attempt attempt;
+  std::string request_id;
+  std::int32_t n_tokens = 0;
+  Digest ids;
+  int layers = 0;
+  Range heads;                           // of our pool
+  std::size_t row_bytes = 0;             // one head, one token, K or V
+  int block_tokens = 0;                  // chunks end at block borders where they can
+  TimePoint deadline = kNever;           // the request's
+  bool one_token = false;                // known to end with its first token: never attaches
+};
+
+class Sender {
+ public:
+  enum class State : std::uint8_t { kQueued, kAttaching, kStreaming, kCommitting, kAborting, kAcked, kNacked, kAborted, kNoKv };
+
+  // --- actions
+  struct Send {
+    Message message;
+  };
+  struct DigestChunk {  // answer: digested(), always
+    std::uint64_t id = 0;
+    std::int32_t layer = 0;
+    Range heads, tokens;
+  };
+  struct Outcome {  // once, the logical end: kAcked, kNacked, kAborted or kNoKv
+    State state;
+    Status status;
+  };
+  struct ReleaseKv {};  // once, the physical end
+  using Action = std::variant<Send, DigestChunk, Outcome, ReleaseKv>;
+
+  Sender(SenderSpec spec, SenderOptions options);
+
+  // The prompt is in a batch and the link is up: ask for a grant. Layers may be reported before.
+  void attach(TimePoint now);
+  // K and V of tokens [begin, end) of a layer are in our pool; a layer's reports are contiguous from 0.
+  void layer_ready(TimePoint now, std::int32_t layer, std::int32_t begin, std::int32_t end);
+  void first_tokens(TimePoint now, std::vector<FirstToken> first);
+  void message(TimePoint now, const Message& message);
+  void digested(TimePoint now, std::uint64_t id, Result<Digest> digest, std::string locator);
+  void link_down(TimePoint now, Status why);
+  // The request was cancelled, or its computation failed.
+  void cancel(TimePoint now, Status why);
+  void tick(TimePoint now);
+  TimePoint next_deadline() const { return deadline_; }
+  std::vector<Action> take_actions() { return std::exchange(actions_, {}); }
+
+  State state() const { return state_; }
+  bool over() const { return released_; }  // nothing is awaited and nothing held
+  Key key() const { return {spec_.lease, spec_.attempt, epoch_}; }
+  std::uint64_t bytes_total() const;                          // that have to travel; after the grant
+  std::uint64_t bytes_fetched() const { return fetched_; }    // that D says it has verified
+  // Of these, what D had verified and we knew of when the last layer of the last token was computed: the part of the hand-off that cost no time.
+  std::uint64_t bytes_early() const { return early_; }
+  std::int32_t cached_prefix() const { return cached_; }
+
+ private:
+  struct Layer {
+    std::int32_t ready = 0;   // computed up to here
+    std::int32_t cut = 0;     // given out as chunks up to here
+  };
+  void on(TimePoint now, const Grant& m);
+  void pump(TimePoint now);
+  void end(TimePoint now, State state, Status status, bool tell_target);
+  void release_if_quiet();
+
+  const SenderSpec spec_;
+  const SenderOptions options_;
+  State state_ = State::kQueued;
+  State final_ = State::kQueued;  // the outcome, once there is one
+  TimePoint deadline_;
+  Epoch epoch_;
+  std::int32_t cached_ = 0;
+  std::vector<Layer> layers_;
+  std::map<std::uint64_t, std::pair<std::int32_t, Range>> digests_;  // in flight: layer, tokens
+  std::uint64_t next_digest_ = 1;
+  std::vector<FirstToken> first_;
+  std::uint64_t fetched_ = 0, early_ = 0;
+  bool outcome_ = false;  // the logical end was reached
+  bool awaiting_abort_ack_ = false, released_ = false;
+  std::vector<Action> actions_;
+};
+
+std::string_view to_string(Sender::State state);
+
+}  // namespace baton::transfer
