@@ -18,7 +18,7 @@
 namespace baton::transfer {
 
 // `bytes` bytes from `source` (offset in the peer's region) to `target` (offset in the local pool).
-struct Run {
+struct ByteRun {
   std::int64_t source = 0, target = 0, bytes = 0;
 };
 
@@ -41,9 +41,9 @@ class Fabric {
   using JobId = std::uint64_t;
   // Copies the runs in order and digests what has arrived in local memory, in the same order. Runs that leave either region are refused.
   // After a failure or a cancel the target bytes are undefined.
-  virtual JobId fetch(std::shared_ptr<PeerRegion> peer, std::vector<Run> runs, Done done) = 0;
+  virtual JobId fetch(std::shared_ptr<PeerRegion> peer, std::vector<ByteRun> runs, Done done) = 0;
   // Digests local runs (`target` offsets) in order.
-  virtual JobId digest(std::vector<Run> runs, Done done) = 0;
+  virtual JobId digest(std::vector<ByteRun> runs, Done done) = 0;
   // A job that has not started completes with kCancelled; one that runs, completes. Either way memory is quiet only after `done`.
   virtual void cancel(JobId job) = 0;
 

@@ -120,6 +120,7 @@ void read(Reader& r, FirstToken& f) {
   const bool has_logprob = r.boolean();
   const float logprob = r.f32();
   if (has_logprob) f.token.logprob = logprob;
+  else if (std::bit_cast<std::uint32_t>(logprob) != 0) r.fail();
   f.token.top.resize(r.count(Limits::kTopLogprobs, 8));
   for (auto& t : f.token.top) {
     t.token = r.i32();
@@ -132,6 +133,7 @@ void read(Reader& r, FirstToken& f) {
   const bool has_stop = r.boolean();
   const TokenId stop = r.i32();
   if (has_stop) f.finish->stop_token = stop;
+  else if (stop != 0) r.fail();
 }
 
 void write(Writer& w, const Hello& m) {

@@ -33,12 +33,12 @@ Piece piece_at(const Placement& p, int layer, int head, device::KvKind kind, std
 
 }  // namespace
 
-Result<std::vector<Run>> plan_runs(const Placement& source, const Placement& target, int layer, Range heads, Range tokens) {
+Result<std::vector<ByteRun>> plan_runs(const Placement& source, const Placement& target, int layer, Range heads, Range tokens) {
   BATON_RETURN_IF_ERROR(check_inside(source, "the source", layer, heads, tokens));
   BATON_RETURN_IF_ERROR(check_inside(target, "the target", layer, heads, tokens));
   const auto row = static_cast<std::int64_t>(target.view.spec.row_bytes());
   if (static_cast<std::int64_t>(source.view.spec.row_bytes()) != row) return {Code::kDataLoss, "rows differ in size"};
-  std::vector<Run> runs;
+  std::vector<ByteRun> runs;
   for (int head = heads.begin; head < heads.end; ++head) {
     for (const auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
       for (std::int32_t t = tokens.begin; t < tokens.end;) {
@@ -56,7 +56,7 @@ Result<std::vector<Run>> plan_runs(const Placement& source, const Placement& tar
   return runs;
 }
 
-Result<std::vector<Run>> plan_local(const Placement& local, int layer, Range heads, Range tokens) {
+Result<std::vector<ByteRun>> plan_local(const Placement& local, int layer, Range heads, Range tokens) {
   return plan_runs(local, local, layer, heads, tokens);
 }
 

@@ -24,9 +24,9 @@ struct Placement {
 };
 
 // Runs of (layer, heads, tokens) from `source` to `target`. kDataLoss where the range is not inside both placements: a peer's message is wrong.
-Result<std::vector<Run>> plan_runs(const Placement& source, const Placement& target, int layer, Range heads, Range tokens);
+Result<std::vector<ByteRun>> plan_runs(const Placement& source, const Placement& target, int layer, Range heads, Range tokens);
 // The runs of one placement, as `target` offsets: what its owner digests.
-Result<std::vector<Run>> plan_local(const Placement& local, int layer, Range heads, Range tokens);
+Result<std::vector<ByteRun>> plan_local(const Placement& local, int layer, Range heads, Range tokens);
 
 // Whether a view is sane and stays inside `bytes`: strides positive and wide enough that no two rows overlap is the owner's business, leaving
 // the region is ours.

@@ -17,10 +17,10 @@ inline void prefetch(const std::byte* p, std::int64_t bytes) {
 
 }  // namespace
 
-Digest copy_and_digest(const std::byte* source, std::byte* target, std::span<const Run> runs) {
+Digest copy_and_digest(const std::byte* source, std::byte* target, std::span<const ByteRun> runs) {
   Digester digester;
   for (std::size_t i = 0; i < runs.size(); ++i) {
-    const Run& r = runs[i];
+    const ByteRun& r = runs[i];
     if (i + 1 < runs.size()) prefetch(source + runs[i + 1].source, runs[i + 1].bytes);
     for (std::int64_t at = 0; at < r.bytes; at += kPiece) {
       const auto n = static_cast<std::size_t>(std::min(kPiece, r.bytes - at));
@@ -31,7 +31,7 @@ Digest copy_and_digest(const std::byte* source, std::byte* target, std::span<con
   return digester.finish();
 }
 
-Digest digest_runs(const std::byte* target, std::span<const Run> runs) {
+Digest digest_runs(const std::byte* target, std::span<const ByteRun> runs) {
   Digester digester;
   for (std::size_t i = 0; i < runs.size(); ++i) {
     if (i + 1 < runs.size()) prefetch(target + runs[i + 1].target, runs[i + 1].bytes);
@@ -40,8 +40,8 @@ Digest digest_runs(const std::byte* target, std::span<const Run> runs) {
   return digester.finish();
 }
 
-bool runs_inside(std::span<const Run> runs, std::size_t source_bytes, std::size_t target_bytes) {
-  return std::all_of(runs.begin(), runs.end(), [&](const Run& r) {
+bool runs_inside(std::span<const ByteRun> runs, std::size_t source_bytes, std::size_t target_bytes) {
+  return std::all_of(runs.begin(), runs.end(), [&](const ByteRun& r) {
     const auto fits = [&](std::int64_t offset, std::size_t bytes) {
       return offset >= 0 && r.bytes > 0 && static_cast<std::uint64_t>(offset) <= bytes && static_cast<std::uint64_t>(r.bytes) <= bytes - static_cast<std::uint64_t>(offset);
     };

@@ -10,10 +10,10 @@
 namespace baton::transfer {
 
 // Copies the runs in order and digests what arrived at the target, in one pass. The caller has checked the bounds.
-Digest copy_and_digest(const std::byte* source, std::byte* target, std::span<const Run> runs);
+Digest copy_and_digest(const std::byte* source, std::byte* target, std::span<const ByteRun> runs);
 // Digests the runs' target bytes.
-Digest digest_runs(const std::byte* target, std::span<const Run> runs);
+Digest digest_runs(const std::byte* target, std::span<const ByteRun> runs);
 // Whether every run stays inside both regions.
-bool runs_inside(std::span<const Run> runs, std::size_t source_bytes, std::size_t target_bytes);
+bool runs_inside(std::span<const ByteRun> runs, std::size_t source_bytes, std::size_t target_bytes);
 
 }  // namespace baton::transfer

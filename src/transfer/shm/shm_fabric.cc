@@ -75,10 +75,10 @@ class ShmFabric final : public Fabric {
     return std::shared_ptr<PeerRegion>(std::make_shared<Mapping>(static_cast<const std::byte*>(base), region.bytes));
   }
 
-  JobId fetch(std::shared_ptr<PeerRegion> peer, std::vector<Run> runs, Done done) override {
+  JobId fetch(std::shared_ptr<PeerRegion> peer, std::vector<ByteRun> runs, Done done) override {
     return submit(std::static_pointer_cast<Mapping>(std::move(peer)), std::move(runs), std::move(done));
   }
-  JobId digest(std::vector<Run> runs, Done done) override { return submit(nullptr, std::move(runs), std::move(done)); }
+  JobId digest(std::vector<ByteRun> runs, Done done) override { return submit(nullptr, std::move(runs), std::move(done)); }
 
   void cancel(JobId job) override {
     if (auto it = jobs_.find(job); it != jobs_.end()) *it->second.cancelled = true;
@@ -90,7 +90,7 @@ class ShmFabric final : public Fabric {
   struct Job {
     JobId id = 0;
     std::shared_ptr<Mapping> peer;  // null: digest local memory
-    std::vector<Run> runs;
+    std::vector<ByteRun> runs;
     std::shared_ptr<std::atomic<bool>> cancelled;
   };
   // Kept by the loop.
@@ -99,7 +99,7 @@ class ShmFabric final : public Fabric {
     std::shared_ptr<std::atomic<bool>> cancelled;
   };
 
-  JobId submit(std::shared_ptr<Mapping> peer, std::vector<Run> runs, Done done) {
+  JobId submit(std::shared_ptr<Mapping> peer, std::vector<ByteRun> runs, Done done) {
     Job job{next_job_++, std::move(peer), std::move(runs), std::make_shared<std::atomic<bool>>(false)};
     const JobId id = job.id;
     jobs_[id] = {std::move(done), job.cancelled};
