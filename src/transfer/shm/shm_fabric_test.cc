@@ -1,0 +1,147 @@
+#include "transfer/shm/shm_fabric.h"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "transfer/relayout.h"
+#include "transfer/test_pool.h"
+
+namespace baton::transfer {
+namespace {
+
+using testing::random_layout;
+using testing::rows_equal;
+using testing::TestPool;
+using testing::write_rows;
+
+constexpr Range kHeads{0, 2};
+
+std::unique_ptr<TestPool> make_pool(std::uint64_t seed, int block_tokens) {
+  Rng rng(seed);
+  const auto layout = random_layout(rng, {2, 2, 16, device::DType::kBF16, block_tokens, 12});
+  return std::make_unique<TestPool>(layout.view, layout.bytes);
+}
+std::vector<BlockId> first_blocks(int n) {
+  std::vector<BlockId> out;
+  for (int i = 0; i < n; ++i) out.push_back(BlockId(i));
+  return out;
+}
+
+class ShmFabricTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    watchdog_ = loop_.after(std::chrono::seconds(20), [this] {
+      ADD_FAILURE() << "timed out";
+      loop_.stop();
+    });
+  }
+  std::unique_ptr<Fabric> fabric_on(TestPool& pool, std::size_t jobs_max = 1024) {
+    return std::move(create_shm_fabric(loop_, pool, {jobs_max, -1})).value();
+  }
+  Result<Digest> wait_for(const std::function<void(Fabric::Done)>& start) {
+    std::optional<Result<Digest>> result;
+    start([&](Result<Digest> r) {
+      result = std::move(r);
+      loop_.stop();
+    });
+    loop_.run();
+    return result ? std::move(*result) : Result<Digest>(Code::kDeadlineExceeded, "no completion");
+  }
+  net::EventLoop loop_;
+  net::EventLoop::TimerId watchdog_ = 0;
+};
+
+// A real other process owns the source pool; it is gone before the last fetch, and its memory still serves.
+TEST_F(ShmFabricTest, FetchesFromAnotherProcess) {
+  int ready[2], bye[2];
+  ASSERT_EQ(pipe(ready), 0);
+  ASSERT_EQ(pipe(bye), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    auto pool = make_pool(1, 5);
+    for (int layer = 0; layer < 2; ++layer) write_rows(*pool, kHeads, first_blocks(12), 42, layer, {0, 40});
+    const SourceRegion region{getpid(), pool->shared_region()->fd, pool->shared_region()->bytes, pool->view(), kHeads};
+    char byte;
+    if (write(ready[1], &region, sizeof region) != sizeof region || read(bye[0], &byte, 1) != 1) _exit(1);
+    _exit(0);
+  }
+  SourceRegion region;
+  ASSERT_EQ(read(ready[0], &region, sizeof region), static_cast<ssize_t>(sizeof region));
+  auto pool = make_pool(2, 8);
+  auto fabric = fabric_on(*pool);
+  auto peer = fabric->open(region);
+  ASSERT_TRUE(peer.ok()) << peer.status().to_string();
+  const auto from = first_blocks(12), to = first_blocks(12);
+  for (int layer = 0; layer < 2; ++layer) {
+    if (layer == 1) {
+      ASSERT_EQ(write(bye[1], "x", 1), 1);
+      ASSERT_EQ(waitpid(child, nullptr, 0), child);
+    }
+    auto runs = plan_runs({region.view, kHeads, from, 0}, {pool->view(), kHeads, to, 0}, layer, kHeads, {3, 40});
+    ASSERT_TRUE(runs.ok());
+    const auto digest = wait_for([&](Fabric::Done done) { fabric->fetch(*peer, *runs, std::move(done)); });
+    ASSERT_TRUE(digest.ok()) << digest.status().to_string();
+    EXPECT_TRUE(rows_equal(*pool, kHeads, to, 42, layer, {3, 40}));
+    const auto own = wait_for([&](Fabric::Done done) { fabric->digest(*plan_local({pool->view(), kHeads, to, 0}, layer, kHeads, {3, 40}), std::move(done)); });
+    EXPECT_EQ(*own, *digest);
+  }
+  for (int fd : {ready[0], ready[1], bye[0], bye[1]}) close(fd);
+}
+
+TEST_F(ShmFabricTest, OpenSaysWhyNot) {
+  auto pool = make_pool(1, 5);
+  auto fabric = fabric_on(*pool);
+  auto region = fabric->export_pool(kHeads);
+  EXPECT_TRUE(fabric->open(region).ok());
+  region.bytes += 1u << 20;
+  EXPECT_EQ(fabric->open(region).status().code(), Code::kUnavailable);
+  region = fabric->export_pool(kHeads);
+  region.fd = 9999;
+  const auto bad = fabric->open(region);
+  EXPECT_NE(bad.status().message().find("one host"), std::string::npos) << bad.status().to_string();
+}
+
+TEST_F(ShmFabricTest, RunsThatLeaveARegionAreRefused) {
+  auto pool = make_pool(1, 5), source = make_pool(2, 5);
+  auto fabric = fabric_on(*pool), other = fabric_on(*source);
+  auto peer = fabric->open(other->export_pool(kHeads)).value();
+  const auto bytes = static_cast<std::int64_t>(std::min(pool->shared_region()->bytes, source->shared_region()->bytes));
+  for (const ByteRun bad : {ByteRun{bytes * 8, 0, 64}, ByteRun{0, bytes * 8, 64}, ByteRun{-8, 0, 64}, ByteRun{0, -8, 64}, ByteRun{0, 0, 0},
+                        ByteRun{0, 0, bytes * 8}, ByteRun{0, 1, std::numeric_limits<std::int64_t>::max()}}) {
+    const auto r = wait_for([&](Fabric::Done done) { fabric->fetch(peer, {bad}, std::move(done)); });
+    EXPECT_EQ(r.status().code(), Code::kDataLoss);
+  }
+}
+
+// Every job completes exactly once: run, cancelled or refused at the bound.
+TEST_F(ShmFabricTest, CompletionsAlwaysCome) {
+  auto pool = make_pool(1, 5);
+  auto fabric = fabric_on(*pool, 16);
+  int completions = 0, refused = 0;
+  std::vector<Fabric::JobId> jobs;
+  for (int i = 0; i < 100; ++i) {
+    jobs.push_back(fabric->digest({{0, 0, 64}}, [&](Result<Digest> r) {
+      refused += !r.ok() && r.status().code() == Code::kResourceExhausted;
+      if (++completions == 100) loop_.stop();
+    }));
+  }
+  for (auto j : jobs) fabric->cancel(j);
+  loop_.run();
+  EXPECT_EQ(completions, 100);
+  EXPECT_GE(refused, 84);
+}
+
+TEST_F(ShmFabricTest, DestructionDropsCallbacks) {
+  auto pool = make_pool(1, 5);
+  auto fabric = fabric_on(*pool);
+  for (int i = 0; i < 50; ++i) fabric->digest({{0, 0, 64}}, [](Result<Digest>) { ADD_FAILURE() << "called after the end"; });
+  fabric.reset();
+  loop_.post([this] { loop_.post([this] { loop_.stop(); }); });
+  loop_.run();
+}
+
+}  // namespace
+}  // namespace baton::transfer
