@@ -15,32 +15,12 @@
 
 #include "base/ids.h"
 #include "base/status.h"
-#include "device/kv_view.h"
 #include "engine/step.h"
+#include "engine/types.h"
 #include "net/event_loop.h"
 #include "wire/generate.h"
 
 namespace baton::engine {
-
-struct EngineOptions {
-  std::int64_t max_model_len = 2048;
-  std::int32_t max_num_seqs = 64;               // running at once
-  std::int32_t max_num_batched_tokens = 512;    // of a step
-  Duration max_step = std::chrono::milliseconds(100);  // time budget of a step's prefill part, from measured speed
-  std::int32_t max_waiting = 4096;              // beyond: kResourceExhausted
-  std::int32_t kv_blocks = 0, block_tokens = 0;
-  bool prefix_cache = true;
-};
-
-struct EngineStatus {
-  int running = 0, waiting = 0;
-  std::int32_t blocks_total = 0, blocks_free = 0, blocks_cached = 0, blocks_reserved = 0;
-  std::int64_t queued_prefill_tokens = 0;
-  double prefill_tokens_per_s = 0;
-  std::uint64_t steps = 0, prompt_tokens = 0, prompt_tokens_computed = 0, generation_tokens = 0, preemptions = 0;
-  std::uint64_t prefix_queries = 0, prefix_hits = 0;
-  bool failed = false;  // the executor died; nothing runs any more
-};
 
 // Where a hand-off source reports. Calls come in order: started, layers, first, or failed at any time.
 class PrefillSink {
@@ -51,19 +31,9 @@ class PrefillSink {
   virtual void on_layer(int layer, std::int32_t begin, std::int32_t end) = 0;
   virtual void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) = 0;
   // The first token of each choice, and of each whether it ends there. Comes after the last on_layer.
-  struct First {
-    wire::TokenEvent token;
-    std::optional<wire::FinishEvent> finish;
-  };
+  using First = FirstToken;
   virtual void on_first(std::vector<First> first) = 0;
   virtual void on_failed(Status status) = 0;
-};
-
-// What D grants: it pinned `cached_tokens` of prefix (a multiple of the block size) and took blocks for the rest of the prompt.
-struct Grant {
-  SeqId seq;
-  std::int32_t cached_tokens = 0;
-  std::vector<BlockId> blocks;  // of the whole prompt, cached ones first
 };
 
 class Engine : public wire::Generator {
@@ -76,7 +46,7 @@ class Engine : public wire::Generator {
   std::unique_ptr<wire::GenerateCall> generate(wire::GenerateRequest request, std::shared_ptr<wire::GenerateSink> sink) override = 0;
 
   // --- source of a hand-off
-  // kResourceExhausted when the queue is full, kInvalidArgument when it can never fit.
+  // kResourceExhausted when the queue is full, kInvalidArgument when it can never fit. After on_failed the blocks are still held: release().
   virtual Result<SeqId> prefill(wire::GenerateRequest request, std::shared_ptr<PrefillSink> sink) = 0;
   // The blocks of its prompt so far, in order; valid until release().
   virtual std::span<const BlockId> blocks(SeqId seq) const = 0;
@@ -88,7 +58,7 @@ class Engine : public wire::Generator {
   // Turns credit into blocks.
   virtual Result<Grant> grant(LeaseId lease, const wire::GenerateRequest& request) = 0;
   // All of the prompt's KV is in the granted blocks and verified: publishes them to the prefix cache, forks per choice, decodes.
-  // Events (tokens after the first, finishes) go to `sink`; the handle cancels.
+  // Events (tokens after the first, finishes) go to `sink`; the handle cancels. The request's timeout counts from here.
   virtual std::unique_ptr<wire::GenerateCall> start_decode(SeqId seq, std::vector<PrefillSink::First> first,
                                                            std::shared_ptr<wire::GenerateSink> sink) = 0;
 

@@ -30,7 +30,7 @@ struct StepRow {
   const std::vector<TokenId>* ids = nullptr;         // prompt and output so far; ids->size() >= end
   const std::vector<BlockId>* blocks = nullptr;      // its block table
   std::optional<SampleSpec> sample;                  // set where `end` is the sequence's end
-  bool prompt_logprobs = false;                      // logits of every computed position are wanted
+  std::int32_t prompt_logprobs = -1;                 // k >= 0: of each token after `begin` up to min(end, ids' last), and of the k most likely
   bool report_layers = false;                        // hand-off source
 };
 
@@ -55,8 +55,8 @@ struct StepResult {
   Duration elapsed{};
   struct Row {
     SeqId seq;
-    std::vector<Sampled> sampled;         // one a choice, where the row samples
-    std::vector<Sampled> prompt;          // prompt_logprobs: entry i is about token begin + i + 1
+    std::vector<Sampled> sampled;  // one a choice, where the row samples
+    std::vector<Sampled> prompt;   // prompt_logprobs: entry i is about token begin + i + 1, which is one of `ids`
   };
   std::vector<Row> rows;  // in the plan's order
 };
@@ -65,7 +65,8 @@ class StepExecutor {
  public:
   virtual ~StepExecutor() = default;
   struct Callbacks {
-    std::function<void(StepResult)> on_result;
+    // The result is the executor's, which uses its memory again; take out of it what you want to keep.
+    std::function<void(StepResult&)> on_result;
     // One layer of the running step is in the pool, for all of its rows.
     std::function<void(std::uint64_t step, int layer)> on_layer;
   };
