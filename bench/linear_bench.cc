@@ -126,11 +126,11 @@ void bench(const Options& o, Team& team, const Limits& limits, const Shape& shap
   w.data = bytes.data();
   const auto arena = std::make_shared<WeightArena>();
   std::vector<std::unique_ptr<CpuLinear>> layers;
-  do {  // 96 MB of them
+  do {  // 256 MB of them
     auto layer = make_linear(o.isa, std::span(&w, 1), {}, compute, arena);
     if (!layer.ok()) usage(layer.status().to_string());
     layers.push_back(std::move(layer).value());
-  } while (layers.size() * layers[0]->bytes() < (std::size_t{96} << 20));
+  } while (layers.size() * layers[0]->bytes() < (std::size_t{256} << 20));
   std::printf("%-5s %-5s %-11s %6ld x %-5ld %6.2f bits/weight ", std::string(to_string(format)).c_str(),
               std::string(to_string(compute)).c_str(), shape.name, shape.out, shape.in,
               8.0 * static_cast<double>(layers[0]->bytes()) / static_cast<double>(shape.out * shape.in));

@@ -162,6 +162,7 @@ class PackedLinear : public CpuLinear {
         args.bias = bias;
         for (std::int64_t i = 0; i < tiles.count; ++i) {
           place(args, s, p, io, pass, tiles, i, token_bytes);
+          args.prefetch = i == 0 ? static_cast<std::int64_t>(bytes) : 0;  // the next panel, which its first tile would wait for
           kernels_.int8_tile(s.kind, args);
         }
       } else {
@@ -203,6 +204,7 @@ class PackedLinear : public CpuLinear {
       for (std::int64_t i = 0; i < tiles.count; ++i) {
         place(args, s, p, io, pass, tiles, i, token_bytes);
         args.x += static_cast<std::size_t>(args.tokens) * tile_token_bytes(kind, k);
+        args.prefetch = plain && i == 0 ? static_cast<std::int64_t>(panel_bytes(s.kind, args.k)) : 0;
         (kind == TileKind::kF32 ? kernels_.f32_tile : kernels_.bf16_tile)(args);
       }
     }

@@ -121,8 +121,9 @@ void int8_tile_of(const TileArgs& a) {
   const std::byte *record = a.weights, *x = a.x;
   for (std::int64_t b = a.k / kBlock; b > 0; --b) {
     const auto* s = reinterpret_cast<const float*>(x + kBlock * T);
-    if constexpr (T <= 2) {
-      for (std::size_t i = 0; i < w.record_bytes(); i += 64) _mm_prefetch(record + kPrefetchBytes + i, _MM_HINT_T0);
+    if (T <= 2 || a.prefetch) {
+      const std::byte* ahead = record + (T <= 2 ? kPrefetchBytes : a.prefetch);
+      for (std::size_t i = 0; i < w.record_bytes(); i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
     }
 #pragma GCC unroll 2
     for (int h = 0; h < kRuns; ++h) {
@@ -187,9 +188,10 @@ void f32_tile_of(const TileArgs& a) {
   const auto *w = reinterpret_cast<const float*>(a.weights), *x = reinterpret_cast<const float*>(a.x);
   for (std::int64_t i = 0; i < a.k; ++i, w += kPanelRows, x += T) {
     const __m512 w0 = _mm512_loadu_ps(w), w1 = _mm512_loadu_ps(w + 16);
-    if constexpr (T <= 2) {
-      _mm_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes, _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes + 64, _MM_HINT_T0);
+    if (T <= 2 || a.prefetch) {
+      const auto* ahead = reinterpret_cast<const char*>(w) + (T <= 2 ? kPrefetchBytes : a.prefetch);
+      _mm_prefetch(ahead, _MM_HINT_T0);
+      _mm_prefetch(ahead + 64, _MM_HINT_T0);
     }
 #pragma GCC unroll 12
     for (int t = 0; t < T; ++t) {
@@ -209,9 +211,10 @@ void bf16_tile_of(const TileArgs& a) {
   const auto* x = reinterpret_cast<const std::int32_t*>(a.x);
   for (std::int64_t i = (a.k + 1) / 2; i > 0; --i, w += 128, x += T) {
     const __m512bh w0 = (__m512bh)_mm512_loadu_si512(w), w1 = (__m512bh)_mm512_loadu_si512(w + 64);
-    if constexpr (T <= 2) {
-      _mm_prefetch(w + kPrefetchBytes, _MM_HINT_T0);
-      _mm_prefetch(w + kPrefetchBytes + 64, _MM_HINT_T0);
+    if (T <= 2 || a.prefetch) {
+      const auto* ahead = w + (T <= 2 ? kPrefetchBytes : a.prefetch);
+      _mm_prefetch(ahead, _MM_HINT_T0);
+      _mm_prefetch(ahead + 64, _MM_HINT_T0);
     }
 #pragma GCC unroll 12
     for (int t = 0; t < T; ++t) {

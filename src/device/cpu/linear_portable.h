@@ -14,16 +14,13 @@ namespace {
 [[maybe_unused]] inline float portable_half(std::uint16_t h) {
   const std::uint32_t magnitude = (static_cast<std::uint32_t>(h) & 0x7fff) << 13;
   std::uint32_t bits;
-  if (magnitude >= 0x0f800000) {  // infinity or NaN
-    bits = magnitude | 0x7f800000;
-  } else {  // rebias the exponent by a multiplication, which handles subnormals too; exact
-    float f;
-    std::memcpy(&f, &magnitude, 4);
-    f *= 0x1p112F;
-    std::memcpy(&bits, &f, 4);
-  }
-  bits |= (static_cast<std::uint32_t>(h) & 0x8000) << 16;
+  // Rebias the exponent by a multiplication, which handles subnormals too; exact.
   float f;
+  std::memcpy(&f, &magnitude, 4);
+  f *= 0x1p112F;
+  std::memcpy(&bits, &f, 4);
+  bits = magnitude >= 0x0f800000 ? magnitude | 0x7f800000 : bits;  // infinity or NaN
+  bits |= (static_cast<std::uint32_t>(h) & 0x8000) << 16;
   std::memcpy(&f, &bits, 4);
   return f;
 }
@@ -31,8 +28,8 @@ namespace {
 [[maybe_unused]] inline std::uint16_t portable_bf16(float f) {
   std::uint32_t bits;
   std::memcpy(&bits, &f, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
-  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  const std::uint32_t nan = bits >> 16 | 0x40, number = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return static_cast<std::uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? nan : number);
 }
 
 [[maybe_unused]] inline float portable_f32(std::uint32_t bf16) {
@@ -105,11 +102,24 @@ inline constexpr float kTiny = 1e-36F;
   }
 }
 
-// The code of row r (0-31), input i (0-31) of a record.
-[[maybe_unused]] inline int portable_code(const std::uint8_t* codes, int bits, int r, int i) {
-  if (bits == 8) return codes[(i / 4 * 2 + r / 16) * 64 + r % 16 * 4 + i % 4];
-  const int pair = codes[(i % 16 / 4 * 2 + r / 16) * 64 + r % 16 * 4 + i % 4];
-  return i < 16 ? pair & 15 : pair >> 4;
+// The codes of a record less the shift, [32 inputs][32 rows].
+template <int Bits>
+[[maybe_unused]] inline void portable_codes(const std::byte* record, int shift, float* out) {
+  for (int i = 0; i < kBlock / 4; ++i) {
+    const int bit = Bits == 4 && i >= 4 ? 4 : 0;
+    std::uint32_t words[kPanelRows];  // four inputs of each row
+    std::memcpy(words, record + (Bits == 4 ? i % 4 : i) * 128, sizeof words);
+    for (int j = 0; j < 4; ++j, out += kPanelRows) {
+      for (int r = 0; r < kPanelRows; ++r) {
+        const auto code = static_cast<std::int32_t>((words[r] >> (8 * j + bit)) & ((1U << Bits) - 1));
+        out[r] = static_cast<float>(code - shift);
+      }
+    }
+  }
+}
+
+[[maybe_unused]] inline void portable_codes(const PackTraits& t, const std::byte* record, float* out) {
+  t.bits == 4 ? portable_codes<4>(record, t.shift, out) : portable_codes<8>(record, t.shift, out);
 }
 
 // d (or m) of the rows of a panel, for each run.
@@ -125,33 +135,41 @@ inline constexpr float kTiny = 1e-36F;
   }
 }
 
-// dst[i] for the 32 rows, i = 0 .. 31: writer(i, r, value).
+// The weights of each record, [32 inputs][32 rows], to write(first input, weights).
 template <class Writer>
 void portable_expand(PackKind kind, const std::byte* records, std::int64_t blocks, const Writer& write) {
   const PackTraits t = traits(kind);
   const int runs = kBlock / t.run;
-  float d[2 * kPanelRows], m[2 * kPanelRows] = {};
+  float w[kBlock * kPanelRows], d[2 * kPanelRows], m[2 * kPanelRows] = {};
   for (std::int64_t b = 0; b < blocks; ++b, records += t.record_bytes()) {
-    const auto* codes = reinterpret_cast<const std::uint8_t*>(records);
+    portable_codes(t, records, w);
     portable_scales(records + t.code_bytes(), t.half, runs * kPanelRows, d);
     if (t.minima) portable_scales(records + t.code_bytes() + t.scale_bytes(), t.half, runs * kPanelRows, m);
     for (int i = 0; i < kBlock; ++i) {
-      const int run = i / t.run * kPanelRows;
-      for (int r = 0; r < kPanelRows; ++r) {
-        const float q = static_cast<float>(portable_code(codes, t.bits, r, i) - t.shift);
-        write(b * kBlock + i, r, t.minima ? d[run + r] * q + m[run + r] : d[run + r] * q);
-      }
+      const float *di = d + i / t.run * kPanelRows, *mi = m + i / t.run * kPanelRows;
+      float* wi = w + i * kPanelRows;
+      for (int r = 0; r < kPanelRows; ++r) wi[r] = di[r] * wi[r];
+      for (int r = 0; r < kPanelRows && t.minima; ++r) wi[r] += mi[r];
     }
+    write(b * kBlock, w);
   }
 }
 
 [[maybe_unused]] void portable_expand_f32(PackKind kind, const std::byte* records, std::int64_t blocks, float* out) {
-  portable_expand(kind, records, blocks, [out](std::int64_t i, int r, float v) { out[i * kPanelRows + r] = v; });
+  portable_expand(kind, records, blocks,
+                  [out](std::int64_t i, const float* w) { std::memcpy(out + i * kPanelRows, w, sizeof(float) * kBlock * kPanelRows); });
 }
 
 [[maybe_unused]] void portable_expand_bf16(PackKind kind, const std::byte* records, std::int64_t blocks, std::uint16_t* out) {
-  portable_expand(kind, records, blocks,
-                  [out](std::int64_t i, int r, float v) { out[(i / 2 * kPanelRows + r) * 2 + i % 2] = portable_bf16(v); });
+  portable_expand(kind, records, blocks, [out](std::int64_t i, const float* w) {
+    for (int pair = 0; pair < kBlock / 2; ++pair, w += 2 * kPanelRows) {
+      std::uint32_t both[kPanelRows];
+      for (int r = 0; r < kPanelRows; ++r) {
+        both[r] = portable_bf16(w[r]) | static_cast<std::uint32_t>(portable_bf16(w[kPanelRows + r])) << 16;
+      }
+      std::memcpy(out + (i + 2 * pair) * kPanelRows, both, sizeof both);
+    }
+  });
 }
 
 }  // namespace

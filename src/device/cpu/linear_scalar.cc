@@ -8,28 +8,27 @@ namespace {
 
 constexpr int kTokens = 4;
 
+// Integers in f32, whose sums below 2^24 are exact: 32 * 255 * 127 is a sixteenth of that.
 void int8_tile(PackKind kind, const TileArgs& args) {
   const PackTraits w = traits(kind);
   const int runs = kBlock / w.run, tokens = args.tokens;
-  float acc[kTokens][kPanelRows] = {}, d[2 * kPanelRows], m[2 * kPanelRows];
+  float acc[kTokens][kPanelRows] = {}, code[kBlock * kPanelRows], d[2 * kPanelRows], m[2 * kPanelRows];
   const std::byte *record = args.weights, *x = args.x;
   for (std::int64_t b = 0; b < args.k / kBlock; ++b, record += w.record_bytes(), x += kInt8BlockBytes * static_cast<std::size_t>(tokens)) {
-    const auto* codes = reinterpret_cast<const std::uint8_t*>(record);
     const auto* q = reinterpret_cast<const std::int8_t*>(x);
     const auto* s = reinterpret_cast<const float*>(x + kBlock * tokens);
-    const auto* c = reinterpret_cast<const std::int32_t*>(s + 2 * tokens);
+    portable_codes(w, record, code);
     portable_scales(record + w.code_bytes(), w.half, runs * kPanelRows, d);
     if (w.minima) portable_scales(record + w.code_bytes() + w.scale_bytes(), w.half, runs * kPanelRows, m);
     for (int h = 0; h < runs; ++h) {
       for (int t = 0; t < tokens; ++t) {
-        for (int r = 0; r < kPanelRows; ++r) {
-          std::int32_t dot = w.minima ? 0 : c[h * tokens + t];
-          for (int i = h * w.run; i < (h + 1) * w.run; ++i) {
-            dot += portable_code(codes, w.bits, r, i) * q[(i / 4 * tokens + t) * 4 + i % 4];
-          }
-          acc[t][r] = std::fma(static_cast<float>(dot), d[h * kPanelRows + r] * s[t], acc[t][r]);
-          if (w.minima) acc[t][r] = std::fma(m[r], s[tokens + t], acc[t][r]);
+        float dot[kPanelRows] = {};
+        for (int i = h * w.run; i < (h + 1) * w.run; ++i) {
+          const auto v = static_cast<float>(q[(i / 4 * tokens + t) * 4 + i % 4]);
+          for (int r = 0; r < kPanelRows; ++r) dot[r] += code[i * kPanelRows + r] * v;
         }
+        for (int r = 0; r < kPanelRows; ++r) acc[t][r] = std::fma(dot[r], d[h * kPanelRows + r] * s[t], acc[t][r]);
+        for (int r = 0; r < kPanelRows && w.minima; ++r) acc[t][r] = std::fma(m[r], s[tokens + t], acc[t][r]);
       }
     }
   }
@@ -38,7 +37,7 @@ void int8_tile(PackKind kind, const TileArgs& args) {
   }
 }
 
-// `step` inputs at a time: fills w[step][32] and gives x[step][tokens].
+// step(i, sums) adds the products of input i.
 template <class Step>
 void float_tile(const TileArgs& args, const Step& step) {
   float acc[kTokens][kPanelRows] = {};
