@@ -1,0 +1,11 @@
+#pragma once
+// The two benchmarks behind `baton bench`.
+
+#include "app/commands.h"
+
+namespace baton::app {
+
+int run_bench_serve(Args args);
+int run_bench_engine(Args args);
+
+}  // namespace baton::app
