@@ -121,15 +121,13 @@ TEST_F(GgufTest, EveryTruncationIsRefused) {
 TEST_F(GgufTest, FlippedBytesAreSurvived) {
   const std::string whole = small().bytes();
   for (std::size_t i = 0; i < whole.size(); ++i) {
-    for (const char flip : {'\x01', '\x80', '\xff'}) {
-      std::string bad = whole;
-      bad[i] = static_cast<char>(bad[i] ^ flip);
-      const auto result = open(bad);
-      if (!result.ok()) continue;
-      for (const auto& [name, tensor] : (*result)->tensors()) {
-        volatile std::byte last = tensor.data[tensor.bytes - 1];
-        (void)last;
-      }
+    std::string bad = whole;
+    bad[i] = static_cast<char>(bad[i] ^ "\x01\x80\xff"[i % 3]);
+    const auto result = open(bad);
+    if (!result.ok()) continue;
+    for (const auto& [name, tensor] : (*result)->tensors()) {
+      volatile std::byte last = tensor.data[tensor.bytes - 1];
+      (void)last;
     }
   }
 }
