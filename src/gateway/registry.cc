@@ -73,7 +73,8 @@ Registry::Change Registry::on_poll_failed(WorkerId id, bool unreachable, const s
   Worker& worker = at(id);
   ++worker.missed_polls;
   if (worker.liveness == Liveness::kDead) return Change::kNone;
-  if (!unreachable && worker.missed_polls < options_.missed_polls_max) return Change::kNone;
+  const bool suspect = worker.liveness == Liveness::kSuspect;  // with a broken leg, one missed poll is proof enough
+  if (!unreachable && !suspect && worker.missed_polls < options_.missed_polls_max) return Change::kNone;
   worker.liveness = Liveness::kDead;
   worker.problem = why;
   worker.prefixes.clear();
