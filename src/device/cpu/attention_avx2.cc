@@ -6,7 +6,7 @@ namespace baton::device::cpu {
 namespace {
 
 // r[i] lane j <-> r[j] lane i.
-void transpose(__m256 (&r)[8]) {
+[[gnu::always_inline]] inline void transpose(__m256 (&r)[8]) {
   __m256 t[8];
   for (int i = 0; i < 8; i += 2) {
     t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
