@@ -96,7 +96,9 @@ unsafe fn guard(error: *mut TkBytes, body: impl FnOnce() -> Result<(), Failure>)
             Failure { code: INTERNAL, message: format!("textkit panicked: {text}") }
         }
     };
-    put(error, TkBytes::from(failure.message.into_bytes()));
+    if !error.is_null() {
+        error.write(TkBytes::from(failure.message.into_bytes())); // only where somebody will free it
+    }
     failure.code
 }
 
