@@ -55,31 +55,50 @@ template <bool Half>
 
 [[gnu::always_inline]] inline __m256i codes(const std::byte* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
+// The codes of four inputs (quad i) of group e with their fifth bits, where the kind has them.
+template <PackKind Kind>
+[[gnu::always_inline]] inline __m256i fifth(const std::byte* record, int i, int e, __m256i code) {
+  if constexpr (traits(Kind).bits == 5) {
+    std::int32_t bits;
+    std::memcpy(&bits, record + kFifthBits + 16 * i + 4 * e, 4);
+    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i each = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201ULL));
+    const __m256i own = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), spread), each);
+    return _mm256_or_si256(code, _mm256_and_si256(_mm256_cmpeq_epi8(own, each), _mm256_set1_epi8(16)));
+  } else {
+    return code;
+  }
+}
+
 // Sums of code * activation over one run of group e (of 8 rows), shift applied, for T tokens.
 template <PackKind Kind, int T>
 [[gnu::always_inline]] inline void dots(const std::byte* record, int e, int h, const std::byte* x, __m256i (&dot)[T]) {
   constexpr PackTraits w = traits(Kind);
   const __m256i ones = _mm256_set1_epi16(1), nibble = _mm256_set1_epi8(15);
   const auto* q = reinterpret_cast<const std::int32_t*>(x);
-  if constexpr (w.bits == 4) {
-    // A pair is at most 2 * 15 * 127 = 3810, and eight of them 30480: a whole run fits 16 bits.
-    __m256i sum[T];
+  if constexpr (w.nibbles()) {
+    // Of 4 bits a pair is at most 2 * 15 * 127 = 3810, of 5 bits 2 * 31 * 127 = 7874: four of them fit 16 bits.
+    __m256i first[T], last[T];
 #pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) sum[t] = _mm256_setzero_si256();
+    for (int t = 0; t < T; ++t) first[t] = last[t] = _mm256_setzero_si256();
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const __m256i both = codes(record + 128 * i + 32 * e);
-      const __m256i low = _mm256_and_si256(both, nibble), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+      const __m256i low = fifth<Kind>(record, i, e, _mm256_and_si256(both, nibble));
+      const __m256i high = fifth<Kind>(record, i + 4, e, _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble));
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
-        sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(low, _mm256_set1_epi32(q[i * T + t])));
-        sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(high, _mm256_set1_epi32(q[(i + 4) * T + t])));
+        first[t] = _mm256_add_epi16(first[t], _mm256_maddubs_epi16(low, _mm256_set1_epi32(q[i * T + t])));
+        // Eight pairs of 4 bits fit too: 30480.
+        __m256i& sum = w.bits == 4 ? first[t] : last[t];
+        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(high, _mm256_set1_epi32(q[(i + 4) * T + t])));
       }
     }
     const auto* c = q + (kBlock / 4 + 2) * T;
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
-      dot[t] = _mm256_madd_epi16(sum[t], ones);
+      dot[t] = _mm256_madd_epi16(first[t], ones);
+      if constexpr (w.bits == 5) dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(last[t], ones));
       if constexpr (!w.minima) dot[t] = _mm256_add_epi32(dot[t], _mm256_set1_epi32(c[t]));
     }
   } else {
@@ -89,19 +108,12 @@ template <PackKind Kind, int T>
 #pragma GCC unroll 8
     for (int i = h * kQuads; i < (h + 1) * kQuads; ++i) {
       const __m256i code = codes(record + 128 * i + 32 * e);
-      if constexpr (w.minima) {  // codes of 5 bits: a pair is at most 2 * 31 * 127 = 7874
+      // |code - 128| <= 128 times the activation with its sign: at most 2 * 128 * 127 = 32512. The shift is then applied already.
+      const __m256i value = _mm256_xor_si256(code, _mm256_set1_epi8(static_cast<char>(0x80))), size = _mm256_abs_epi8(value);
 #pragma GCC unroll 4
-        for (int t = 0; t < T; ++t) {
-          const __m256i pairs = _mm256_maddubs_epi16(code, _mm256_set1_epi32(q[i * T + t]));
-          dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(pairs, ones));
-        }
-      } else {  // |code - 128| <= 128 times the activation with its sign: at most 2 * 128 * 127 = 32512. The shift is then applied already
-        const __m256i value = _mm256_xor_si256(code, _mm256_set1_epi8(static_cast<char>(0x80))), size = _mm256_abs_epi8(value);
-#pragma GCC unroll 4
-        for (int t = 0; t < T; ++t) {
-          const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(_mm256_set1_epi32(q[i * T + t]), value));
-          dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(pairs, ones));
-        }
+      for (int t = 0; t < T; ++t) {
+        const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(_mm256_set1_epi32(q[i * T + t]), value));
+        dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(pairs, ones));
       }
     }
   }
@@ -110,7 +122,7 @@ template <PackKind Kind, int T>
 template <PackKind Kind, int T>
 void int8_tile_of(const TileArgs& a) {
   constexpr PackTraits w = traits(Kind);
-  static_assert(w.minima || w.shift == (w.bits == 4 ? 8 : 128));
+  static_assert(w.nibbles() || (!w.minima && w.shift == 128));  // dots() of bytes
   constexpr int kRuns = kBlock / w.run, E = T == 1 ? 4 : T == 2 ? 2 : 1;
   for (int first = 0; first < 4; first += E) {
     __m256 acc[T][E];
@@ -224,14 +236,16 @@ void int8_tile(PackKind kind, const TileArgs& a) {
       return int8_tile_sized<PackKind::kU4Half>(a);
     case PackKind::kU4HalfMin:
       return int8_tile_sized<PackKind::kU4HalfMin>(a);
+    case PackKind::kU5Half:
+      return int8_tile_sized<PackKind::kU5Half>(a);
     case PackKind::kU8Half:
       return int8_tile_sized<PackKind::kU8Half>(a);
-    case PackKind::kU8HalfMin:
-      return int8_tile_sized<PackKind::kU8HalfMin>(a);
+    case PackKind::kU5HalfMin:
+      return int8_tile_sized<PackKind::kU5HalfMin>(a);
     case PackKind::kU4Min:
       return int8_tile_sized<PackKind::kU4Min>(a);
-    case PackKind::kU8Min:
-      return int8_tile_sized<PackKind::kU8Min>(a);
+    case PackKind::kU5Min:
+      return int8_tile_sized<PackKind::kU5Min>(a);
     case PackKind::kU8Run16:
       return int8_tile_sized<PackKind::kU8Run16>(a);
     case PackKind::kF32:

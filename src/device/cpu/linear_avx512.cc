@@ -99,6 +99,18 @@ template <bool Half>
   }
 }
 
+// The codes of four inputs (quad i) of group g with their fifth bits, where the kind has them.
+template <PackKind Kind>
+[[gnu::always_inline]] inline __m512i fifth(const std::byte* record, int i, int g, __m512i codes) {
+  if constexpr (traits(Kind).bits == 5) {
+    std::uint64_t bits;
+    std::memcpy(&bits, record + kFifthBits + 16 * i + 8 * g, 8);
+    return _mm512_mask_add_epi8(codes, bits, codes, _mm512_set1_epi8(16));
+  } else {
+    return codes;
+  }
+}
+
 // dot[t][g] += codes * activations for four inputs of each of 32 rows.
 template <int T>
 [[gnu::always_inline]] inline void quad(__m512i w0, __m512i w1, const std::byte* q, __m512i (&dot)[T][2]) {
@@ -113,7 +125,7 @@ template <int T>
 template <PackKind Kind, int T>
 void int8_tile_of(const TileArgs& a) {
   constexpr PackTraits w = traits(Kind);
-  constexpr int kRuns = kBlock / w.run, kLoads = w.bits == 4 ? 4 : 8 / kRuns;
+  constexpr int kRuns = kBlock / w.run, kLoads = w.nibbles() ? 4 : 8 / kRuns;
   const __m512i nibble = _mm512_set1_epi8(15);
   __m512 acc[T][2];
 #pragma GCC unroll 6
@@ -136,10 +148,11 @@ void int8_tile_of(const TileArgs& a) {
 #pragma GCC unroll 8
       for (int i = h * kLoads; i < (h + 1) * kLoads; ++i) {
         const __m512i w0 = _mm512_loadu_si512(record + 128 * i), w1 = _mm512_loadu_si512(record + 128 * i + 64);
-        if constexpr (w.bits == 4) {
-          quad<T>(_mm512_and_si512(w0, nibble), _mm512_and_si512(w1, nibble), x + 4 * T * i, dot);
-          quad<T>(_mm512_and_si512(_mm512_srli_epi16(w0, 4), nibble), _mm512_and_si512(_mm512_srli_epi16(w1, 4), nibble),
-                  x + 4 * T * (i + 4), dot);
+        if constexpr (w.nibbles()) {
+          quad<T>(fifth<Kind>(record, i, 0, _mm512_and_si512(w0, nibble)), fifth<Kind>(record, i, 1, _mm512_and_si512(w1, nibble)),
+                  x + 4 * T * i, dot);
+          quad<T>(fifth<Kind>(record, i + 4, 0, _mm512_and_si512(_mm512_srli_epi16(w0, 4), nibble)),
+                  fifth<Kind>(record, i + 4, 1, _mm512_and_si512(_mm512_srli_epi16(w1, 4), nibble)), x + 4 * T * (i + 4), dot);
         } else {
           quad<T>(w0, w1, x + 4 * T * i, dot);
         }
@@ -241,14 +254,16 @@ void int8_tile(PackKind kind, const TileArgs& a) {
       return int8_tile_sized<PackKind::kU4Half>(a);
     case PackKind::kU4HalfMin:
       return int8_tile_sized<PackKind::kU4HalfMin>(a);
+    case PackKind::kU5Half:
+      return int8_tile_sized<PackKind::kU5Half>(a);
     case PackKind::kU8Half:
       return int8_tile_sized<PackKind::kU8Half>(a);
-    case PackKind::kU8HalfMin:
-      return int8_tile_sized<PackKind::kU8HalfMin>(a);
+    case PackKind::kU5HalfMin:
+      return int8_tile_sized<PackKind::kU5HalfMin>(a);
     case PackKind::kU4Min:
       return int8_tile_sized<PackKind::kU4Min>(a);
-    case PackKind::kU8Min:
-      return int8_tile_sized<PackKind::kU8Min>(a);
+    case PackKind::kU5Min:
+      return int8_tile_sized<PackKind::kU5Min>(a);
     case PackKind::kU8Run16:
       return int8_tile_sized<PackKind::kU8Run16>(a);
     case PackKind::kF32:
@@ -277,19 +292,20 @@ void bf16_tile(const TileArgs& a) { bf16_tile_sized(a, std::make_integer_sequenc
 template <PackKind Kind, class Write>
 void expand(const std::byte* record, std::int64_t blocks, const Write& write) {
   constexpr PackTraits w = traits(Kind);
-  const __m512i mask = _mm512_set1_epi32((1 << w.bits) - 1), shift = _mm512_set1_epi32(w.shift);
+  const __m512i byte = _mm512_set1_epi32(255), nibble = _mm512_set1_epi8(15), shift = _mm512_set1_epi32(w.shift);
   for (std::int64_t b = 0; b < blocks; ++b, record += w.record_bytes()) {
 #pragma GCC unroll 2
     for (int g = 0; g < 2; ++g) {
       for (int i = 0; i < 8; ++i) {
         const std::byte* d = record + w.code_bytes() + (w.run == 16 && i >= 4 ? kPanelRows * (w.half ? 2 : 4) : 0);
         const __m512 dg = scales<w.half>(d, g);
-        __m512i codes = _mm512_loadu_si512(record + 128 * (w.bits == 4 ? i % 4 : i) + 64 * g);
-        if (w.bits == 4 && i >= 4) codes = _mm512_srli_epi32(codes, 4);
+        __m512i codes = _mm512_loadu_si512(record + 128 * (w.nibbles() ? i % 4 : i) + 64 * g);
+        if constexpr (w.nibbles())
+          codes = fifth<Kind>(record, i, g, _mm512_and_si512(i >= 4 ? _mm512_srli_epi16(codes, 4) : codes, nibble));
         __m512 v[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          const __m512i q = _mm512_and_si512(_mm512_srli_epi32(codes, 8 * j), mask);
+          const __m512i q = _mm512_and_si512(_mm512_srli_epi32(codes, 8 * j), byte);
           v[j] = _mm512_mul_ps(dg, _mm512_cvtepi32_ps(_mm512_sub_epi32(q, shift)));
           if constexpr (w.minima) v[j] = _mm512_add_ps(v[j], scales<w.half>(d + w.scale_bytes(), g));
         }
@@ -306,14 +322,16 @@ void expand(PackKind kind, const std::byte* records, std::int64_t blocks, const 
       return expand<PackKind::kU4Half>(records, blocks, write);
     case PackKind::kU4HalfMin:
       return expand<PackKind::kU4HalfMin>(records, blocks, write);
+    case PackKind::kU5Half:
+      return expand<PackKind::kU5Half>(records, blocks, write);
     case PackKind::kU8Half:
       return expand<PackKind::kU8Half>(records, blocks, write);
-    case PackKind::kU8HalfMin:
-      return expand<PackKind::kU8HalfMin>(records, blocks, write);
+    case PackKind::kU5HalfMin:
+      return expand<PackKind::kU5HalfMin>(records, blocks, write);
     case PackKind::kU4Min:
       return expand<PackKind::kU4Min>(records, blocks, write);
-    case PackKind::kU8Min:
-      return expand<PackKind::kU8Min>(records, blocks, write);
+    case PackKind::kU5Min:
+      return expand<PackKind::kU5Min>(records, blocks, write);
     case PackKind::kU8Run16:
       return expand<PackKind::kU8Run16>(records, blocks, write);
     case PackKind::kF32:

@@ -20,7 +20,7 @@ struct TileArgs {
   float* out = nullptr;                // out[token * out_stride + row]
   std::int64_t out_stride = 0;
   const float* bias = nullptr;  // kPanelRows of them, or null; added last
-  std::int64_t prefetch = 0;           // bytes: fetch what lies so far after the weights into the caches; 0: nothing
+  std::int64_t prefetch = 0;    // bytes: fetch what lies so far after the weights into the caches; 0: nothing
   bool resume = false;          // float kernels: `out` holds the sums of the inputs before these
 };
 

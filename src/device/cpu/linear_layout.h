@@ -4,6 +4,7 @@
 // Weights: panels of 32 output rows, one after the other; a panel holds all of K in order, so that a pass over the weights reads strictly
 // forward. Plain kinds: f32 [K][32], bf16 [ceil(K / 2)][32][2]. Block kinds: a record for each 32 of K,
 //   4-bit codes  [4 i][2 groups][16 rows][4 j]  low nibble: k = 4 i + j, high nibble: k = 16 + 4 i + j
+//   5-bit codes  their low four bits as above, then the fifth ones: uint64 [8 i][2 groups], bit 4 row + j, k = 4 i + j
 //   8-bit codes  [8 i][2 groups][16 rows][4 j]  k = 4 i + j
 //   scales       [32 / run][32 rows] half or f32, then as many minima where the kind has them.
 // weight = d * (code - shift), or d * code + m with minima. Rows past the last are zeros.
@@ -19,10 +20,11 @@ namespace baton::device::cpu {
 enum class PackKind : std::uint8_t {
   kU4Half,     // Q4_0
   kU4HalfMin,  // Q4_1
-  kU8Half,     // Q8_0, Q5_0
-  kU8HalfMin,  // Q5_1
+  kU5Half,     // Q5_0
+  kU5HalfMin,  // Q5_1
+  kU8Half,     // Q8_0
   kU4Min,      // Q4_K
-  kU8Min,      // Q5_K
+  kU5Min,      // Q5_K
   kU8Run16,    // Q6_K
   kF32,
   kBF16,
@@ -30,6 +32,7 @@ enum class PackKind : std::uint8_t {
 
 inline constexpr int kPanelRows = 32;
 inline constexpr int kBlock = 32;
+inline constexpr std::size_t kFifthBits = kPanelRows * kBlock / 2;  // where a record of 5-bit codes has them
 
 struct PackTraits {
   int bits;  // of a stored code, 0 for plain kinds
@@ -39,6 +42,7 @@ struct PackTraits {
   bool minima;
 
   constexpr bool plain() const { return bits == 0; }
+  constexpr bool nibbles() const { return bits == 4 || bits == 5; }
   constexpr std::size_t code_bytes() const { return static_cast<std::size_t>(kPanelRows) * kBlock * bits / 8; }
   constexpr std::size_t scale_bytes() const { return static_cast<std::size_t>(kBlock / run) * kPanelRows * (half ? 2 : 4); }
   constexpr std::size_t record_bytes() const { return code_bytes() + scale_bytes() * (minima ? 2 : 1); }
@@ -50,14 +54,16 @@ constexpr PackTraits traits(PackKind kind) {
       return {4, 32, 8, true, false};
     case PackKind::kU4HalfMin:
       return {4, 32, 0, true, true};
+    case PackKind::kU5Half:
+      return {5, 32, 16, true, false};
+    case PackKind::kU5HalfMin:
+      return {5, 32, 0, true, true};
     case PackKind::kU8Half:
       return {8, 32, 128, true, false};
-    case PackKind::kU8HalfMin:
-      return {8, 32, 0, true, true};
     case PackKind::kU4Min:
       return {4, 32, 0, false, true};
-    case PackKind::kU8Min:
-      return {8, 32, 0, false, true};
+    case PackKind::kU5Min:
+      return {5, 32, 0, false, true};
     case PackKind::kU8Run16:
       return {8, 16, 128, false, false};
     case PackKind::kF32:

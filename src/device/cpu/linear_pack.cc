@@ -28,8 +28,12 @@ void store_scale(std::byte* at, int index, bool half, float value) {
 // Puts 32 codes of row r (of its panel) into a record. Codes of a format with another shift than the kind's are moved to it.
 void store_codes(const std::uint8_t* q, int bits, int move, int r, std::uint8_t* record) {
   std::uint8_t* at = record + r / 16 * 64 + r % 16 * 4;
-  if (bits == 4) {
-    for (int i = 0; i < 16; ++i) at[i / 4 * 128 + i % 4] = static_cast<std::uint8_t>(q[i] | q[i + 16] << 4);
+  if (bits != 8) {
+    for (int i = 0; i < 16; ++i) at[i / 4 * 128 + i % 4] = static_cast<std::uint8_t>((q[i] & 15) | q[i + 16] << 4);
+    for (int i = 0; i < 32 && bits == 5; ++i) {
+      const int bit = r % 16 * 4 + i % 4;
+      record[kFifthBits + static_cast<std::size_t>(i / 4 * 16 + r / 16 * 8 + bit / 8)] |= static_cast<std::uint8_t>(q[i] >> 4 << bit % 8);
+    }
   } else {
     for (int i = 0; i < 32; ++i) at[i / 4 * 128 + i % 4] = static_cast<std::uint8_t>(q[i] + move);
   }
@@ -81,14 +85,15 @@ PackKind pack_kind(WeightFormat format, ComputeType compute) {
     case WeightFormat::kQ4_1:
       return PackKind::kU4HalfMin;
     case WeightFormat::kQ5_0:
+      return PackKind::kU5Half;
     case WeightFormat::kQ8_0:
       return PackKind::kU8Half;
     case WeightFormat::kQ5_1:
-      return PackKind::kU8HalfMin;
+      return PackKind::kU5HalfMin;
     case WeightFormat::kQ4_K:
       return PackKind::kU4Min;
     case WeightFormat::kQ5_K:
-      return PackKind::kU8Min;
+      return PackKind::kU5Min;
     case WeightFormat::kQ6_K:
       return PackKind::kU8Run16;
   }

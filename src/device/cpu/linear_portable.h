@@ -106,20 +106,25 @@ inline constexpr float kTiny = 1e-36F;
 template <int Bits>
 [[maybe_unused]] inline void portable_codes(const std::byte* record, int shift, float* out) {
   for (int i = 0; i < kBlock / 4; ++i) {
-    const int bit = Bits == 4 && i >= 4 ? 4 : 0;
-    std::uint32_t words[kPanelRows];  // four inputs of each row
-    std::memcpy(words, record + (Bits == 4 ? i % 4 : i) * 128, sizeof words);
+    const int bit = Bits != 8 && i >= 4 ? 4 : 0;
+    std::uint32_t words[kPanelRows], fifths[kPanelRows] = {};  // four inputs of each row
+    std::memcpy(words, record + (Bits == 8 ? i : i % 4) * 128, sizeof words);
+    for (int r = 0; r < kPanelRows && Bits == 5; ++r) {
+      fifths[r] = static_cast<std::uint32_t>(record[kFifthBits + static_cast<std::size_t>(i * 16 + r / 2)]) >> r % 2 * 4;
+    }
     for (int j = 0; j < 4; ++j, out += kPanelRows) {
       for (int r = 0; r < kPanelRows; ++r) {
-        const auto code = static_cast<std::int32_t>((words[r] >> (8 * j + bit)) & ((1U << Bits) - 1));
-        out[r] = static_cast<float>(code - shift);
+        const std::uint32_t code = ((words[r] >> (8 * j + bit)) & (Bits == 8 ? 255 : 15)) | (fifths[r] >> j & 1) << 4;
+        out[r] = static_cast<float>(static_cast<std::int32_t>(code) - shift);
       }
     }
   }
 }
 
 [[maybe_unused]] inline void portable_codes(const PackTraits& t, const std::byte* record, float* out) {
-  t.bits == 4 ? portable_codes<4>(record, t.shift, out) : portable_codes<8>(record, t.shift, out);
+  if (t.bits == 4) portable_codes<4>(record, t.shift, out);
+  if (t.bits == 5) portable_codes<5>(record, t.shift, out);
+  if (t.bits == 8) portable_codes<8>(record, t.shift, out);
 }
 
 // d (or m) of the rows of a panel, for each run.
