@@ -34,13 +34,14 @@ void fifth_bits(const std::uint8_t* qh, std::uint8_t* q) {
 
 // Q4_K and Q5_K: eight 6-bit scales and eight 6-bit minima in 12 bytes.
 void k_scales(const std::uint8_t* block, BlockCodes& out) {
-  const float d = load_half(block), d_min = load_half(block + 2);
+  out.super_d = load_half(block);
+  out.super_m = -load_half(block + 2);
   const std::uint8_t* s = block + 4;
   for (int j = 0; j < 8; ++j) {
-    const int scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6) << 4;
-    const int minimum = j < 4 ? s[j + 4] & 63 : (s[j + 4] >> 4) | (s[j] >> 6) << 4;
-    out.d[j] = d * static_cast<float>(scale);
-    out.m[j] = -(d_min * static_cast<float>(minimum));
+    out.scale[j] = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6) << 4;
+    out.minimum[j] = j < 4 ? s[j + 4] & 63 : (s[j + 4] >> 4) | (s[j] >> 6) << 4;
+    out.d[j] = out.super_d * out.scale[j];
+    out.m[j] = out.super_m * out.minimum[j];
   }
 }
 
@@ -56,7 +57,8 @@ void k_nibbles(const std::uint8_t* qs, std::uint8_t* q) {
 
 void decode_q6_k(const std::uint8_t* block, BlockCodes& out) {
   const std::uint8_t *ql = block, *qh = block + 128, *scales = block + 192;
-  const float d = load_half(block + 208);
+  out.super_d = load_half(block + 208);
+  out.super_m = 0;
   for (int half = 0; half < 2; ++half, ql += 64, qh += 32) {
     std::uint8_t* q = out.q + 128 * half;
     for (int i = 0; i < 32; ++i) {
@@ -67,7 +69,9 @@ void decode_q6_k(const std::uint8_t* block, BlockCodes& out) {
     }
   }
   for (int j = 0; j < 16; ++j) {
-    out.d[j] = d * static_cast<float>(static_cast<std::int8_t>(scales[j]));
+    out.scale[j] = static_cast<std::int8_t>(scales[j]);
+    out.minimum[j] = 0;
+    out.d[j] = out.super_d * out.scale[j];
     out.m[j] = 0;
   }
 }
@@ -77,21 +81,21 @@ void decode_q6_k(const std::uint8_t* block, BlockCodes& out) {
 CodeTraits code_traits(WeightFormat format) {
   switch (format) {
     case WeightFormat::kQ8_0:
-      return {.bits = 8, .run = 32, .shift = 128, .minima = false, .half_exact = true};
+      return {.bits = 8, .run = 32, .shift = 128, .minima = false};
     case WeightFormat::kQ5_0:
-      return {.bits = 5, .run = 32, .shift = 16, .minima = false, .half_exact = true};
+      return {.bits = 5, .run = 32, .shift = 16, .minima = false};
     case WeightFormat::kQ5_1:
-      return {.bits = 5, .run = 32, .shift = 0, .minima = true, .half_exact = true};
+      return {.bits = 5, .run = 32, .shift = 0, .minima = true};
     case WeightFormat::kQ4_0:
-      return {.bits = 4, .run = 32, .shift = 8, .minima = false, .half_exact = true};
+      return {.bits = 4, .run = 32, .shift = 8, .minima = false};
     case WeightFormat::kQ4_1:
-      return {.bits = 4, .run = 32, .shift = 0, .minima = true, .half_exact = true};
+      return {.bits = 4, .run = 32, .shift = 0, .minima = true};
     case WeightFormat::kQ4_K:
-      return {.bits = 4, .run = 32, .shift = 0, .minima = true, .half_exact = false};
+      return {.bits = 4, .run = 32, .shift = 0, .minima = true};
     case WeightFormat::kQ5_K:
-      return {.bits = 5, .run = 32, .shift = 0, .minima = true, .half_exact = false};
+      return {.bits = 5, .run = 32, .shift = 0, .minima = true};
     case WeightFormat::kQ6_K:
-      return {.bits = 6, .run = 16, .shift = 32, .minima = false, .half_exact = false};
+      return {.bits = 6, .run = 16, .shift = 32, .minima = false};
     default:
       break;
   }

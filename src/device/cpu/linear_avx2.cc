@@ -44,72 +44,84 @@ template <int T, int E>
 
 // ---- int8 ----
 
-template <bool Half>
-[[gnu::always_inline]] inline __m256 scales(const std::byte* p, int group) {
-  if constexpr (Half) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + group));
+[[gnu::always_inline]] inline __m256 halves(const std::byte* p, int group) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + group));
+}
+
+// Scales (or minima) of a group of 8 rows. `own`: those of the record and run; `super`: the other factors of the K kinds.
+template <PackKind Kind>
+[[gnu::always_inline]] inline __m256 scales(const std::byte* super, const std::byte* own, int group) {
+  if constexpr (!traits(Kind).super) {
+    return halves(own, group);
   } else {
-    return _mm256_loadu_ps(reinterpret_cast<const float*>(p) + 8 * group);
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(own + 8 * group));
+    const __m256i factor = traits(Kind).minima ? _mm256_cvtepu8_epi32(bytes) : _mm256_cvtepi8_epi32(bytes);
+    return _mm256_mul_ps(halves(super, group), _mm256_cvtepi32_ps(factor));
   }
 }
 
 [[gnu::always_inline]] inline __m256i codes(const std::byte* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
-// The codes of four inputs (quad i) of group e with their fifth bits, where the kind has them.
+// Adds bit 4 + `plane` to the codes of quad i of group e.
+[[gnu::always_inline]] inline __m256i upper_bit(const std::byte* record, int plane, int i, int e, __m256i code) {
+  std::int32_t bits;
+  std::memcpy(&bits, record + kPlanes + static_cast<std::size_t>(plane) * kPlaneBytes + 16 * i + 4 * e, 4);
+  const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+  const __m256i each = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201ULL));
+  const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), spread), each), each);
+  return _mm256_or_si256(code, _mm256_and_si256(set, _mm256_set1_epi8(static_cast<char>(16 << plane))));
+}
+
+// Quad i of group e of a record.
 template <PackKind Kind>
-[[gnu::always_inline]] inline __m256i fifth(const std::byte* record, int i, int e, __m256i code) {
-  if constexpr (traits(Kind).bits == 5) {
-    std::int32_t bits;
-    std::memcpy(&bits, record + kFifthBits + 16 * i + 4 * e, 4);
-    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
-    const __m256i each = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201ULL));
-    const __m256i own = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), spread), each);
-    return _mm256_or_si256(code, _mm256_and_si256(_mm256_cmpeq_epi8(own, each), _mm256_set1_epi8(16)));
+[[gnu::always_inline]] inline __m256i load_codes(const std::byte* record, int i, int e) {
+  if constexpr (!traits(Kind).nibbles()) {
+    return codes(record + 128 * i + 32 * e);
   } else {
+    const __m256i both = codes(record + 128 * (i % 4) + 32 * e);
+    __m256i code = _mm256_and_si256(i < 4 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+    if constexpr (traits(Kind).bits >= 5) code = upper_bit(record, 0, i, e, code);
+    if constexpr (traits(Kind).bits == 6) code = upper_bit(record, 1, i, e, code);
     return code;
   }
 }
 
-// Sums of code * activation over one run of group e (of 8 rows), shift applied, for T tokens.
+// Sums of code * activation over run h of group e (of 8 rows), shift applied, for T tokens.
 template <PackKind Kind, int T>
 [[gnu::always_inline]] inline void dots(const std::byte* record, int e, int h, const std::byte* x, __m256i (&dot)[T]) {
   constexpr PackTraits w = traits(Kind);
-  const __m256i ones = _mm256_set1_epi16(1), nibble = _mm256_set1_epi8(15);
+  constexpr int kQuads = w.run / 4;
+  const __m256i ones = _mm256_set1_epi16(1);
   const auto* q = reinterpret_cast<const std::int32_t*>(x);
+  const std::int32_t* c = q + (kBlock / 4 + 2 + h) * T;
+  // Pairs of products are at most 2 * 15 * 127 = 3810 for 4 bits, 7874 for 5 and 16002 for 6: so many of them fit 16 bits.
+  constexpr int kSums = w.bits == 4 ? 8 : w.bits == 5 ? 4 : w.bits == 6 ? 2 : 1;
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t) dot[t] = w.nibbles() && !w.minima ? _mm256_set1_epi32(c[t]) : _mm256_setzero_si256();
   if constexpr (w.nibbles()) {
-    // Of 4 bits a pair is at most 2 * 15 * 127 = 3810, of 5 bits 2 * 31 * 127 = 7874: four of them fit 16 bits.
-    __m256i first[T], last[T];
+#pragma GCC unroll 8
+    for (int first = h * kQuads; first < (h + 1) * kQuads; first += kSums) {
+      __m256i sum[T];
+#pragma GCC unroll 8
+      for (int n = 0; n < kSums; ++n) {
+        const int i = first + n;
+        const __m256i code = load_codes<Kind>(record, i, e);
 #pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) first[t] = last[t] = _mm256_setzero_si256();
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const __m256i both = codes(record + 128 * i + 32 * e);
-      const __m256i low = fifth<Kind>(record, i, e, _mm256_and_si256(both, nibble));
-      const __m256i high = fifth<Kind>(record, i + 4, e, _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble));
-#pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) {
-        first[t] = _mm256_add_epi16(first[t], _mm256_maddubs_epi16(low, _mm256_set1_epi32(q[i * T + t])));
-        // Eight pairs of 4 bits fit too: 30480.
-        __m256i& sum = w.bits == 4 ? first[t] : last[t];
-        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(high, _mm256_set1_epi32(q[(i + 4) * T + t])));
+        for (int t = 0; t < T; ++t) {
+          const __m256i pairs = _mm256_maddubs_epi16(code, _mm256_set1_epi32(q[i * T + t]));
+          sum[t] = n == 0 ? pairs : _mm256_add_epi16(sum[t], pairs);
+        }
       }
-    }
-    const auto* c = q + (kBlock / 4 + 2) * T;
 #pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) {
-      dot[t] = _mm256_madd_epi16(first[t], ones);
-      if constexpr (w.bits == 5) dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(last[t], ones));
-      if constexpr (!w.minima) dot[t] = _mm256_add_epi32(dot[t], _mm256_set1_epi32(c[t]));
+      for (int t = 0; t < T; ++t) dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(sum[t], ones));
     }
   } else {
-    constexpr int kQuads = w.run / 4;
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) dot[t] = _mm256_setzero_si256();
+    static_assert(!w.minima && w.shift == 128);
 #pragma GCC unroll 8
     for (int i = h * kQuads; i < (h + 1) * kQuads; ++i) {
-      const __m256i code = codes(record + 128 * i + 32 * e);
       // |code - 128| <= 128 times the activation with its sign: at most 2 * 128 * 127 = 32512. The shift is then applied already.
-      const __m256i value = _mm256_xor_si256(code, _mm256_set1_epi8(static_cast<char>(0x80))), size = _mm256_abs_epi8(value);
+      const __m256i value = _mm256_xor_si256(load_codes<Kind>(record, i, e), _mm256_set1_epi8(static_cast<char>(0x80)));
+      const __m256i size = _mm256_abs_epi8(value);
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
         const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(_mm256_set1_epi32(q[i * T + t]), value));
@@ -122,7 +134,6 @@ template <PackKind Kind, int T>
 template <PackKind Kind, int T>
 void int8_tile_of(const TileArgs& a) {
   constexpr PackTraits w = traits(Kind);
-  static_assert(w.nibbles() || (!w.minima && w.shift == 128));  // dots() of bytes
   constexpr int kRuns = kBlock / w.run, E = T == 1 ? 4 : T == 2 ? 2 : 1;
   for (int first = 0; first < 4; first += E) {
     __m256 acc[T][E];
@@ -131,26 +142,30 @@ void int8_tile_of(const TileArgs& a) {
 #pragma GCC unroll 4
       for (int e = 0; e < E; ++e) acc[t][e] = _mm256_setzero_ps();
     }
-    const std::byte *record = a.weights, *x = a.x;
-    for (std::int64_t b = a.k / kBlock; b > 0; --b, record += w.record_bytes(), x += kInt8BlockBytes * T) {
+    const std::byte *record = a.weights, *super = record, *x = a.x;
+    for (std::int64_t b = 0; b < a.k / kBlock; ++b, record += w.record_bytes(), x += kInt8BlockBytes * T) {
       const auto* s = reinterpret_cast<const float*>(x + kBlock * T);
+      if (w.super && b % kSuperBlocks == 0) {
+        super = record;
+        record += w.super_bytes();
+      }
       if constexpr (T == 1) {
         for (std::size_t i = 0; i < w.record_bytes(); i += 64) _mm_prefetch(record + kPrefetchBytes + i, _MM_HINT_T0);
       }
 #pragma GCC unroll 2
       for (int h = 0; h < kRuns; ++h) {
-        const std::byte* d = record + w.code_bytes() + static_cast<std::size_t>(h) * kPanelRows * (w.half ? 2 : 4);
+        const std::byte* d = record + w.code_bytes() + w.scale_bytes() / kRuns * static_cast<std::size_t>(h);
 #pragma GCC unroll 4
         for (int e = 0; e < E; ++e) {
           __m256i dot[T];
           dots<Kind, T>(record, first + e, h, x, dot);
-          const __m256 de = scales<w.half>(d, first + e);
+          const __m256 de = scales<Kind>(super, d, first + e);
 #pragma GCC unroll 4
           for (int t = 0; t < T; ++t) {
             acc[t][e] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]), _mm256_mul_ps(de, _mm256_set1_ps(s[t])), acc[t][e]);
           }
           if constexpr (w.minima) {
-            const __m256 me = scales<w.half>(d + w.scale_bytes(), first + e);
+            const __m256 me = scales<Kind>(super + w.super_bytes() / 2, d + w.scale_bytes(), first + e);
 #pragma GCC unroll 4
             for (int t = 0; t < T; ++t) acc[t][e] = _mm256_fmadd_ps(me, _mm256_set1_ps(s[T + t]), acc[t][e]);
           }
@@ -242,12 +257,12 @@ void int8_tile(PackKind kind, const TileArgs& a) {
       return int8_tile_sized<PackKind::kU8Half>(a);
     case PackKind::kU5HalfMin:
       return int8_tile_sized<PackKind::kU5HalfMin>(a);
-    case PackKind::kU4Min:
-      return int8_tile_sized<PackKind::kU4Min>(a);
-    case PackKind::kU5Min:
-      return int8_tile_sized<PackKind::kU5Min>(a);
-    case PackKind::kU8Run16:
-      return int8_tile_sized<PackKind::kU8Run16>(a);
+    case PackKind::kU4Super:
+      return int8_tile_sized<PackKind::kU4Super>(a);
+    case PackKind::kU5Super:
+      return int8_tile_sized<PackKind::kU5Super>(a);
+    case PackKind::kU6Super:
+      return int8_tile_sized<PackKind::kU6Super>(a);
     case PackKind::kF32:
     case PackKind::kBF16:
       break;

@@ -90,23 +90,39 @@ template <int T>
   }
 }
 
-template <bool Half>
-[[gnu::always_inline]] inline __m512 scales(const std::byte* p, int group) {
-  if constexpr (Half) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p) + group));
+[[gnu::always_inline]] inline __m512 halves(const std::byte* p, int group) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p) + group));
+}
+
+// Scales (or minima) of a group of 16 rows. `own`: those of the record and run; `super`: the other factors of the K kinds.
+template <PackKind Kind>
+[[gnu::always_inline]] inline __m512 scales(const std::byte* super, const std::byte* own, int group) {
+  if constexpr (!traits(Kind).super) {
+    return halves(own, group);
   } else {
-    return _mm512_loadu_ps(reinterpret_cast<const float*>(p) + 16 * group);
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(own) + group);
+    const __m512i factor = traits(Kind).minima ? _mm512_cvtepu8_epi32(bytes) : _mm512_cvtepi8_epi32(bytes);
+    return _mm512_mul_ps(halves(super, group), _mm512_cvtepi32_ps(factor));
   }
 }
 
-// The codes of four inputs (quad i) of group g with their fifth bits, where the kind has them.
+// Adds bit 4 + `plane` to the codes of quad i of group g.
+[[gnu::always_inline]] inline __m512i upper_bit(const std::byte* record, int plane, int i, int g, __m512i codes) {
+  std::uint64_t bits;
+  std::memcpy(&bits, record + kPlanes + static_cast<std::size_t>(plane) * kPlaneBytes + 16 * i + 8 * g, 8);
+  return _mm512_mask_add_epi8(codes, bits, codes, _mm512_set1_epi8(static_cast<char>(16 << plane)));
+}
+
+// Quad i of group g of a record.
 template <PackKind Kind>
-[[gnu::always_inline]] inline __m512i fifth(const std::byte* record, int i, int g, __m512i codes) {
-  if constexpr (traits(Kind).bits == 5) {
-    std::uint64_t bits;
-    std::memcpy(&bits, record + kFifthBits + 16 * i + 8 * g, 8);
-    return _mm512_mask_add_epi8(codes, bits, codes, _mm512_set1_epi8(16));
+[[gnu::always_inline]] inline __m512i load_codes(const std::byte* record, int i, int g) {
+  if constexpr (!traits(Kind).nibbles()) {
+    return _mm512_loadu_si512(record + 128 * i + 64 * g);
   } else {
+    const __m512i both = _mm512_loadu_si512(record + 128 * (i % 4) + 64 * g);
+    __m512i codes = _mm512_and_si512(i < 4 ? both : _mm512_srli_epi16(both, 4), _mm512_set1_epi8(15));
+    if constexpr (traits(Kind).bits >= 5) codes = upper_bit(record, 0, i, g, codes);
+    if constexpr (traits(Kind).bits == 6) codes = upper_bit(record, 1, i, g, codes);
     return codes;
   }
 }
@@ -125,17 +141,23 @@ template <int T>
 template <PackKind Kind, int T>
 void int8_tile_of(const TileArgs& a) {
   constexpr PackTraits w = traits(Kind);
-  constexpr int kRuns = kBlock / w.run, kLoads = w.nibbles() ? 4 : 8 / kRuns;
-  const __m512i nibble = _mm512_set1_epi8(15);
+  constexpr int kRuns = kBlock / w.run;
   __m512 acc[T][2];
 #pragma GCC unroll 6
   for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = _mm512_setzero_ps();
-  const std::byte *record = a.weights, *x = a.x;
-  for (std::int64_t b = a.k / kBlock; b > 0; --b) {
+  const std::byte *record = a.weights, *super = record, *x = a.x;
+  for (std::int64_t b = 0; b < a.k / kBlock; ++b) {
     const auto* s = reinterpret_cast<const float*>(x + kBlock * T);
-    if (T <= 2 || a.prefetch) {
-      const std::byte* ahead = record + (T <= 2 ? kPrefetchBytes : a.prefetch);
-      for (std::size_t i = 0; i < w.record_bytes(); i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
+    const std::int64_t distance = T <= 2 ? kPrefetchBytes : a.prefetch;
+    if (w.super && b % kSuperBlocks == 0) {
+      super = record;
+      record += w.super_bytes();
+      if (distance != 0) {
+        for (std::size_t i = 0; i < w.super_bytes(); i += 64) _mm_prefetch(super + distance + i, _MM_HINT_T0);
+      }
+    }
+    if (distance != 0) {
+      for (std::size_t i = 0; i < w.record_bytes(); i += 64) _mm_prefetch(record + distance + i, _MM_HINT_T0);
     }
 #pragma GCC unroll 2
     for (int h = 0; h < kRuns; ++h) {
@@ -145,28 +167,28 @@ void int8_tile_of(const TileArgs& a) {
         dot[t][0] = w.minima ? _mm512_setzero_si512() : _mm512_castps_si512(_mm512_set1_ps(s[(2 + h) * T + t]));
         dot[t][1] = dot[t][0];
       }
+      if constexpr (w.nibbles() && kRuns == 1) {  // both halves of a byte at once
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          quad<T>(load_codes<Kind>(record, i, 0), load_codes<Kind>(record, i, 1), x + 4 * T * i, dot);
+          quad<T>(load_codes<Kind>(record, i + 4, 0), load_codes<Kind>(record, i + 4, 1), x + 4 * T * (i + 4), dot);
+        }
+      } else {
 #pragma GCC unroll 8
-      for (int i = h * kLoads; i < (h + 1) * kLoads; ++i) {
-        const __m512i w0 = _mm512_loadu_si512(record + 128 * i), w1 = _mm512_loadu_si512(record + 128 * i + 64);
-        if constexpr (w.nibbles()) {
-          quad<T>(fifth<Kind>(record, i, 0, _mm512_and_si512(w0, nibble)), fifth<Kind>(record, i, 1, _mm512_and_si512(w1, nibble)),
-                  x + 4 * T * i, dot);
-          quad<T>(fifth<Kind>(record, i + 4, 0, _mm512_and_si512(_mm512_srli_epi16(w0, 4), nibble)),
-                  fifth<Kind>(record, i + 4, 1, _mm512_and_si512(_mm512_srli_epi16(w1, 4), nibble)), x + 4 * T * (i + 4), dot);
-        } else {
-          quad<T>(w0, w1, x + 4 * T * i, dot);
+        for (int i = h * 8 / kRuns; i < (h + 1) * 8 / kRuns; ++i) {
+          quad<T>(load_codes<Kind>(record, i, 0), load_codes<Kind>(record, i, 1), x + 4 * T * i, dot);
         }
       }
-      const std::byte* d = record + w.code_bytes() + static_cast<std::size_t>(h) * kPanelRows * (w.half ? 2 : 4);
+      const std::byte* d = record + w.code_bytes() + w.scale_bytes() / kRuns * static_cast<std::size_t>(h);
 #pragma GCC unroll 2
       for (int g = 0; g < 2; ++g) {
-        const __m512 dg = scales<w.half>(d, g);
+        const __m512 dg = scales<Kind>(super, d, g);
 #pragma GCC unroll 6
         for (int t = 0; t < T; ++t) {
           acc[t][g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][g]), _mm512_mul_ps(dg, _mm512_set1_ps(s[t])), acc[t][g]);
         }
         if constexpr (w.minima) {
-          const __m512 mg = scales<w.half>(d + w.scale_bytes(), g);
+          const __m512 mg = scales<Kind>(super + w.super_bytes() / 2, d + w.scale_bytes(), g);
 #pragma GCC unroll 6
           for (int t = 0; t < T; ++t) acc[t][g] = _mm512_fmadd_ps(mg, _mm512_set1_ps(s[T + t]), acc[t][g]);
         }
@@ -260,12 +282,12 @@ void int8_tile(PackKind kind, const TileArgs& a) {
       return int8_tile_sized<PackKind::kU8Half>(a);
     case PackKind::kU5HalfMin:
       return int8_tile_sized<PackKind::kU5HalfMin>(a);
-    case PackKind::kU4Min:
-      return int8_tile_sized<PackKind::kU4Min>(a);
-    case PackKind::kU5Min:
-      return int8_tile_sized<PackKind::kU5Min>(a);
-    case PackKind::kU8Run16:
-      return int8_tile_sized<PackKind::kU8Run16>(a);
+    case PackKind::kU4Super:
+      return int8_tile_sized<PackKind::kU4Super>(a);
+    case PackKind::kU5Super:
+      return int8_tile_sized<PackKind::kU5Super>(a);
+    case PackKind::kU6Super:
+      return int8_tile_sized<PackKind::kU6Super>(a);
     case PackKind::kF32:
     case PackKind::kBF16:
       break;
@@ -292,22 +314,25 @@ void bf16_tile(const TileArgs& a) { bf16_tile_sized(a, std::make_integer_sequenc
 template <PackKind Kind, class Write>
 void expand(const std::byte* record, std::int64_t blocks, const Write& write) {
   constexpr PackTraits w = traits(Kind);
-  const __m512i byte = _mm512_set1_epi32(255), nibble = _mm512_set1_epi8(15), shift = _mm512_set1_epi32(w.shift);
+  const __m512i byte = _mm512_set1_epi32(255), shift = _mm512_set1_epi32(w.shift);
+  const std::byte* super = record;
   for (std::int64_t b = 0; b < blocks; ++b, record += w.record_bytes()) {
+    if (w.super && b % kSuperBlocks == 0) {
+      super = record;
+      record += w.super_bytes();
+    }
 #pragma GCC unroll 2
     for (int g = 0; g < 2; ++g) {
       for (int i = 0; i < 8; ++i) {
-        const std::byte* d = record + w.code_bytes() + (w.run == 16 && i >= 4 ? kPanelRows * (w.half ? 2 : 4) : 0);
-        const __m512 dg = scales<w.half>(d, g);
-        __m512i codes = _mm512_loadu_si512(record + 128 * (w.nibbles() ? i % 4 : i) + 64 * g);
-        if constexpr (w.nibbles())
-          codes = fifth<Kind>(record, i, g, _mm512_and_si512(i >= 4 ? _mm512_srli_epi16(codes, 4) : codes, nibble));
+        const std::byte* d = record + w.code_bytes() + (w.run == 16 && i >= 4 ? w.scale_bytes() / 2 : 0);
+        const __m512 dg = scales<Kind>(super, d, g);
+        const __m512i codes = load_codes<Kind>(record, i, g);
         __m512 v[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           const __m512i q = _mm512_and_si512(_mm512_srli_epi32(codes, 8 * j), byte);
           v[j] = _mm512_mul_ps(dg, _mm512_cvtepi32_ps(_mm512_sub_epi32(q, shift)));
-          if constexpr (w.minima) v[j] = _mm512_add_ps(v[j], scales<w.half>(d + w.scale_bytes(), g));
+          if constexpr (w.minima) v[j] = _mm512_add_ps(v[j], scales<Kind>(super + w.super_bytes() / 2, d + w.scale_bytes(), g));
         }
         write(b * kBlock + 4 * i, g, v);
       }
@@ -328,12 +353,12 @@ void expand(PackKind kind, const std::byte* records, std::int64_t blocks, const 
       return expand<PackKind::kU8Half>(records, blocks, write);
     case PackKind::kU5HalfMin:
       return expand<PackKind::kU5HalfMin>(records, blocks, write);
-    case PackKind::kU4Min:
-      return expand<PackKind::kU4Min>(records, blocks, write);
-    case PackKind::kU5Min:
-      return expand<PackKind::kU5Min>(records, blocks, write);
-    case PackKind::kU8Run16:
-      return expand<PackKind::kU8Run16>(records, blocks, write);
+    case PackKind::kU4Super:
+      return expand<PackKind::kU4Super>(records, blocks, write);
+    case PackKind::kU5Super:
+      return expand<PackKind::kU5Super>(records, blocks, write);
+    case PackKind::kU6Super:
+      return expand<PackKind::kU6Super>(records, blocks, write);
     case PackKind::kF32:
     case PackKind::kBF16:
       break;

@@ -16,44 +16,54 @@ const std::byte* row_start(const RowSource& source) {
          static_cast<std::size_t>(w.col_begin / block_weights(w.format)) * block_bytes(w.format);
 }
 
-void store_scale(std::byte* at, int index, bool half, float value) {
-  if (half) {
-    const std::uint16_t h = float_to_half(value);
-    std::memcpy(at + 2 * index, &h, 2);
-  } else {
-    std::memcpy(at + 4 * index, &value, 4);
-  }
+void store_half(std::byte* at, int index, float value) {
+  const std::uint16_t h = float_to_half(value);
+  std::memcpy(at + 2 * index, &h, 2);
 }
 
-// Puts 32 codes of row r (of its panel) into a record. Codes of a format with another shift than the kind's are moved to it.
-void store_codes(const std::uint8_t* q, int bits, int move, int r, std::uint8_t* record) {
+// Puts 32 codes of row r (of its panel) into a record.
+void store_codes(const std::uint8_t* q, int bits, int r, std::uint8_t* record) {
   std::uint8_t* at = record + r / 16 * 64 + r % 16 * 4;
-  if (bits != 8) {
-    for (int i = 0; i < 16; ++i) at[i / 4 * 128 + i % 4] = static_cast<std::uint8_t>((q[i] & 15) | q[i + 16] << 4);
-    for (int i = 0; i < 32 && bits == 5; ++i) {
+  if (bits == 8) {
+    for (int i = 0; i < 32; ++i) at[i / 4 * 128 + i % 4] = q[i];
+    return;
+  }
+  for (int i = 0; i < 16; ++i) at[i / 4 * 128 + i % 4] = static_cast<std::uint8_t>((q[i] & 15) | q[i + 16] << 4);
+  for (int b = 4; b < bits; ++b) {
+    std::uint8_t* plane = record + kPlanes + static_cast<std::size_t>(b - 4) * kPlaneBytes;
+    for (int i = 0; i < 32; ++i) {
       const int bit = r % 16 * 4 + i % 4;
-      record[kFifthBits + static_cast<std::size_t>(i / 4 * 16 + r / 16 * 8 + bit / 8)] |= static_cast<std::uint8_t>(q[i] >> 4 << bit % 8);
+      plane[i / 4 * 16 + r / 16 * 8 + bit / 8] |= static_cast<std::uint8_t>((q[i] >> b & 1) << bit % 8);
     }
-  } else {
-    for (int i = 0; i < 32; ++i) at[i / 4 * 128 + i % 4] = static_cast<std::uint8_t>(q[i] + move);
   }
 }
 
 void pack_block_row(PackKind kind, const RowSource& source, int r, std::byte* panel) {
   const PackTraits t = traits(kind);
   const WeightFormat format = source.part->format;
-  const CodeTraits from = code_traits(format);
+  BATON_CHECK(code_traits(format).shift == t.shift && code_traits(format).run == t.run && code_traits(format).bits == t.bits);
   const int weights = block_weights(format), runs = kBlock / t.run;
   const std::byte* block = row_start(source);
   BlockCodes codes;
   for (std::int64_t k = 0; k < source.part->out_cols(); k += weights, block += block_bytes(format)) {
     decode_block(format, block, codes);
+    if (t.super) {
+      store_half(panel, r, codes.super_d);
+      if (t.minima) store_half(panel, kPanelRows + r, codes.super_m);
+      panel += t.super_bytes();
+    }
     for (int sub = 0; sub < weights / kBlock; ++sub, panel += t.record_bytes()) {
-      store_codes(codes.q + sub * kBlock, t.bits, t.shift - from.shift, r, reinterpret_cast<std::uint8_t*>(panel));
+      store_codes(codes.q + sub * kBlock, t.bits, r, reinterpret_cast<std::uint8_t*>(panel));
+      std::byte *scales = panel + t.code_bytes(), *minima = scales + t.scale_bytes();
       for (int h = 0; h < runs; ++h) {
-        std::byte* scales = panel + t.code_bytes();
-        store_scale(scales, h * kPanelRows + r, t.half, codes.d[sub * runs + h]);
-        if (t.minima) store_scale(scales + t.scale_bytes(), h * kPanelRows + r, t.half, codes.m[sub * runs + h]);
+        const int run = sub * runs + h, at = h * kPanelRows + r;
+        if (t.super) {
+          scales[at] = static_cast<std::byte>(codes.scale[run]);
+          if (t.minima) minima[at] = static_cast<std::byte>(codes.minimum[run]);
+        } else {
+          store_half(scales, at, codes.d[run]);
+          if (t.minima) store_half(minima, at, codes.m[run]);
+        }
       }
     }
   }
@@ -91,11 +101,11 @@ PackKind pack_kind(WeightFormat format, ComputeType compute) {
     case WeightFormat::kQ5_1:
       return PackKind::kU5HalfMin;
     case WeightFormat::kQ4_K:
-      return PackKind::kU4Min;
+      return PackKind::kU4Super;
     case WeightFormat::kQ5_K:
-      return PackKind::kU5Min;
+      return PackKind::kU5Super;
     case WeightFormat::kQ6_K:
-      return PackKind::kU8Run16;
+      return PackKind::kU6Super;
   }
   check_failed(__FILE__, __LINE__, "a known WeightFormat", {});
 }

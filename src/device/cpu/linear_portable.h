@@ -107,15 +107,17 @@ template <int Bits>
 [[maybe_unused]] inline void portable_codes(const std::byte* record, int shift, float* out) {
   for (int i = 0; i < kBlock / 4; ++i) {
     const int bit = Bits != 8 && i >= 4 ? 4 : 0;
-    std::uint32_t words[kPanelRows], fifths[kPanelRows] = {};  // four inputs of each row
+    std::uint32_t words[kPanelRows], fifth[kPanelRows] = {}, sixth[kPanelRows] = {};  // four inputs of each row
     std::memcpy(words, record + (Bits == 8 ? i : i % 4) * 128, sizeof words);
-    for (int r = 0; r < kPanelRows && Bits == 5; ++r) {
-      fifths[r] = static_cast<std::uint32_t>(record[kFifthBits + static_cast<std::size_t>(i * 16 + r / 2)]) >> r % 2 * 4;
+    const std::byte* plane = record + kPlanes + static_cast<std::size_t>(i) * 16;
+    for (int r = 0; r < kPanelRows && (Bits == 5 || Bits == 6); ++r) {
+      fifth[r] = static_cast<std::uint32_t>(plane[r / 2]) >> r % 2 * 4;
+      if (Bits == 6) sixth[r] = static_cast<std::uint32_t>(plane[kPlaneBytes + static_cast<std::size_t>(r / 2)]) >> r % 2 * 4;
     }
     for (int j = 0; j < 4; ++j, out += kPanelRows) {
       for (int r = 0; r < kPanelRows; ++r) {
-        const std::uint32_t code = ((words[r] >> (8 * j + bit)) & (Bits == 8 ? 255 : 15)) | (fifths[r] >> j & 1) << 4;
-        out[r] = static_cast<float>(static_cast<std::int32_t>(code) - shift);
+        const std::uint32_t low = (words[r] >> (8 * j + bit)) & (Bits == 8 ? 255 : 15);
+        out[r] = static_cast<float>(static_cast<std::int32_t>(low | (fifth[r] >> j & 1) << 4 | (sixth[r] >> j & 1) << 5) - shift);
       }
     }
   }
@@ -124,18 +126,28 @@ template <int Bits>
 [[maybe_unused]] inline void portable_codes(const PackTraits& t, const std::byte* record, float* out) {
   if (t.bits == 4) portable_codes<4>(record, t.shift, out);
   if (t.bits == 5) portable_codes<5>(record, t.shift, out);
+  if (t.bits == 6) portable_codes<6>(record, t.shift, out);
   if (t.bits == 8) portable_codes<8>(record, t.shift, out);
 }
 
-// d (or m) of the rows of a panel, for each run.
-[[maybe_unused]] inline void portable_scales(const std::byte* p, bool half, int count, float* out) {
-  for (int i = 0; i < count; ++i) {
-    if (half) {
-      std::uint16_t h;
-      std::memcpy(&h, p + 2 * i, 2);
-      out[i] = portable_half(h);
+[[maybe_unused]] inline float portable_half_at(const std::byte* p, int i) {
+  std::uint16_t h;
+  std::memcpy(&h, p + 2 * i, 2);
+  return portable_half(h);
+}
+
+// d and m of a record, [32 / run][32 rows]; `super`: the factors before the eight records that it is one of.
+[[maybe_unused]] inline void portable_scales(const PackTraits& t, const std::byte* super, const std::byte* record, float* d, float* m) {
+  const std::byte *scales = record + t.code_bytes(), *minima = scales + t.scale_bytes();
+  for (int i = 0; i < kBlock / t.run * kPanelRows; ++i) {
+    if (!t.super) {
+      d[i] = portable_half_at(scales, i);
+      if (t.minima) m[i] = portable_half_at(minima, i);
+    } else if (t.minima) {
+      d[i] = portable_half_at(super, i % kPanelRows) * static_cast<float>(static_cast<std::uint8_t>(scales[i]));
+      m[i] = portable_half_at(super, kPanelRows + i % kPanelRows) * static_cast<float>(static_cast<std::uint8_t>(minima[i]));
     } else {
-      std::memcpy(out + i, p + 4 * i, 4);
+      d[i] = portable_half_at(super, i % kPanelRows) * static_cast<float>(static_cast<std::int8_t>(scales[i]));
     }
   }
 }
@@ -144,12 +156,15 @@ template <int Bits>
 template <class Writer>
 void portable_expand(PackKind kind, const std::byte* records, std::int64_t blocks, const Writer& write) {
   const PackTraits t = traits(kind);
-  const int runs = kBlock / t.run;
   float w[kBlock * kPanelRows], d[2 * kPanelRows], m[2 * kPanelRows] = {};
+  const std::byte* super = records;
   for (std::int64_t b = 0; b < blocks; ++b, records += t.record_bytes()) {
+    if (t.super && b % kSuperBlocks == 0) {
+      super = records;
+      records += t.super_bytes();
+    }
     portable_codes(t, records, w);
-    portable_scales(records + t.code_bytes(), t.half, runs * kPanelRows, d);
-    if (t.minima) portable_scales(records + t.code_bytes() + t.scale_bytes(), t.half, runs * kPanelRows, m);
+    portable_scales(t, super, records, d, m);
     for (int i = 0; i < kBlock; ++i) {
       const float *di = d + i / t.run * kPanelRows, *mi = m + i / t.run * kPanelRows;
       float* wi = w + i * kPanelRows;

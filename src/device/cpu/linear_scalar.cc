@@ -13,13 +13,16 @@ void int8_tile(PackKind kind, const TileArgs& args) {
   const PackTraits w = traits(kind);
   const int runs = kBlock / w.run, tokens = args.tokens;
   float acc[kTokens][kPanelRows] = {}, code[kBlock * kPanelRows], d[2 * kPanelRows], m[2 * kPanelRows];
-  const std::byte *record = args.weights, *x = args.x;
+  const std::byte *record = args.weights, *super = record, *x = args.x;
   for (std::int64_t b = 0; b < args.k / kBlock; ++b, record += w.record_bytes(), x += kInt8BlockBytes * static_cast<std::size_t>(tokens)) {
     const auto* q = reinterpret_cast<const std::int8_t*>(x);
     const auto* s = reinterpret_cast<const float*>(x + kBlock * tokens);
+    if (w.super && b % kSuperBlocks == 0) {
+      super = record;
+      record += w.super_bytes();
+    }
     portable_codes(w, record, code);
-    portable_scales(record + w.code_bytes(), w.half, runs * kPanelRows, d);
-    if (w.minima) portable_scales(record + w.code_bytes() + w.scale_bytes(), w.half, runs * kPanelRows, m);
+    portable_scales(w, super, record, d, m);
     for (int h = 0; h < runs; ++h) {
       for (int t = 0; t < tokens; ++t) {
         float dot[kPanelRows] = {};
