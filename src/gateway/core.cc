@@ -129,11 +129,7 @@ void Core::finish_if_complete(Request& request, TimePoint now) {
   if (!request.linger_until) {
     request.linger_until = now + options_.linger;
     wake_at(request, *request.linger_until);
-    for (Run& run : request.runs) {
-      run.deadline = kNever;
-      // It finished at its first token: D holds a lease that nobody will use.
-      if (run.state == RunState::kReserving || (run.state == RunState::kPrefilling && !run.local)) cancel_leg(run.decode_leg);
-    }
+    for (Run& run : request.runs) run.deadline = kNever;
   }
   const bool open = std::ranges::any_of(request.runs, [](const Run& run) { return run.decode_leg || run.prefill_leg; });
   if (!open || now >= *request.linger_until) finish(request, now, Status());
@@ -168,8 +164,10 @@ void Core::on_time(TimePoint now) {
     request->wake = kNever;
     expire(*request, now);
     if (request->closed) continue;
-    TimePoint next = std::min(request->deadline, request->linger_until.value_or(kNever));
-    for (const Run& run : request->runs) next = std::min(next, run.deadline);
+    TimePoint next = request->linger_until.value_or(request->deadline);
+    if (!request->linger_until) {
+      for (const Run& run : request->runs) next = std::min(next, run.deadline);
+    }
     wake_at(*request, next);
   }
   sweep();
@@ -187,8 +185,9 @@ void Core::expire(Request& request, TimePoint now) {
                                                       " ms ran out while waiting for " + waiting));
   }
   for (std::size_t i = 0; i < request.runs.size() && !request.closed; ++i) {
-    const Run& run = request.runs[i];
+    Run& run = request.runs[i];
     if (now < run.deadline) continue;
+    run.deadline = kNever;
     ++stats_.waits_expired;
     const bool at_prefill = run.prefill_leg && run.state == RunState::kPrefilling;
     const auto leg = at_prefill ? run.prefill_leg : run.decode_leg;

@@ -169,6 +169,7 @@ class Core {
   void on_committed(Request& request, std::size_t run_index, TimePoint now, wire::Committed event);
   void on_tokens(Request& request, LegId leg, TimePoint now, std::vector<wire::TokenEvent> tokens);
   void on_finish(Request& request, LegId leg, TimePoint now, const wire::FinishEvent& event);
+  static bool complete(Request& request, const Run& run);
   void on_done(Request& request, LegId leg, TimePoint now);
   void garbage(Request& request, LegId leg, TimePoint now, const std::string& what);
   void merge_served(Request& request, const Leg& leg, const wire::Served& served);

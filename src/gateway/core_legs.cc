@@ -9,6 +9,8 @@
 namespace baton::gateway {
 namespace {
 
+constexpr int kLeaseFailuresMax = 2;
+
 template <class... Ts>
 struct Overloaded : Ts... {
   using Ts::operator()...;
@@ -85,6 +87,7 @@ void Core::remember_prefix(WorkerId id, const Request& request, std::span<const 
 void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   Run& run = request.runs[run_index];
   run.state = RunState::kReserving;
+  run.lease_failures = 0;
   run.emitted = run.n == 1 ? request.choice(run.first)->tokens().size() : 0;
   wire::GenerateRequest sent = request_of(request, run, now);
   const auto new_tokens = std::max<std::int64_t>(0, sent.sampling.max_tokens - static_cast<std::int64_t>(run.emitted));
@@ -284,9 +287,15 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
   for (wire::TokenEvent& token : ready) deliver(request, std::move(token));
 }
 
+bool Core::complete(Request& request, const Run& run) {
+  for (int choice = run.first; choice < run.first + run.n; ++choice)
+    if (!request.choice(choice)->finished()) return false;
+  return true;
+}
+
 void Core::on_finish(Request& request, LegId id, TimePoint now, const wire::FinishEvent& event) {
-  const Leg& leg = legs_.at(id);
-  const Run& run = request.runs[leg.run];
+  const Leg leg = legs_.at(id);
+  Run& run = request.runs[leg.run];
   if (event.choice < run.first || event.choice >= run.first + run.n)
     return garbage(request, id, now, "finish of choice " + std::to_string(event.choice));
   if (!leg.prefill && !run.local && run.state != RunState::kDecoding) return garbage(request, id, now, "a finish before the commit");
@@ -302,20 +311,24 @@ void Core::on_finish(Request& request, LegId id, TimePoint now, const wire::Fini
     ids.insert(ids.end(), stream.tokens().begin(), stream.tokens().end());
     remember_prefix(leg.worker, request, ids);
   }
+  // It ended with its first tokens: D holds a lease that nobody will use.
+  if (run.state == RunState::kPrefilling && !run.local && complete(request, run)) {
+    cancel_leg(run.decode_leg);
+    run.state = RunState::kEnded;
+    run.deadline = kNever;
+  }
   finish_if_complete(request, now);
 }
 
 void Core::on_done(Request& request, LegId id, TimePoint now) {
   const Leg leg = legs_.at(id);
   Run& run = request.runs[leg.run];
-  bool complete = true;
-  for (int choice = run.first; choice < run.first + run.n; ++choice) complete &= request.choice(choice)->finished();
-  if (!leg.prefill && !complete) return garbage(request, id, now, "done before every choice had finished");
+  if (!leg.prefill && !complete(request, run)) return garbage(request, id, now, "done before every choice had finished");
   end_leg(id);
   if (!leg.prefill) {
     run.state = RunState::kEnded;
     run.deadline = kNever;
-  } else if (run.state == RunState::kPrefilling && !complete) {
+  } else if (run.state == RunState::kPrefilling) {
     set_wait(request, run, now, options_.commit_timeout, "the commit on " + registry_.at(run.decode_worker).name());
   }
   finish_if_complete(request, now);
@@ -404,6 +417,12 @@ void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now
   } else {
     run.tried.failed.insert(worker);
     if (!count_failure(request, now, status)) return;
+    if (++run.lease_failures >= kLeaseFailuresMax) {  // two prefills failed: it may be D, or the way to it
+      actions_.push_back(PollNow{run.decode_worker});
+      run.tried.failed.insert(run.decode_worker);
+      cancel_leg(run.decode_leg);
+      return restart(request, run_index, now);
+    }
   }
   run.attempt = Attempt(++request.attempts);
   start_prefill(request, run_index, now);

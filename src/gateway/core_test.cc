@@ -243,13 +243,17 @@ TEST_F(CoreTest, RetriesAreBounded) {
   start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
   submit(request_of({1, 2, 3}));
   event(decode(), wire::Reserved{LeaseId(77)});
-  for (int i = 0; i < 50 && done_.empty(); ++i) event(prefill(), wire::Failed{Status(Code::kDataLoss, "digest")});
+  for (std::size_t leases = 1; leases < 50 && done_.empty();) {
+    event(prefill(), wire::Failed{Status(Code::kDataLoss, "digest")});
+    if (decodes_.size() > leases) event(decode(), wire::Reserved{LeaseId(77 + ++leases)});
+  }
   ASSERT_EQ(done_.size(), 1u);
   EXPECT_EQ(prefills_.size(), 1u + CoreOptions{}.retries_max);
   EXPECT_EQ(done_[0].code(), Code::kDataLoss);
   EXPECT_THAT(done_[0].message(), HasSubstr("gave up after"));
   EXPECT_EQ(core_->open_legs(), 0u);
-  EXPECT_THAT(cancelled_, ::testing::Contains(decodes_[0].leg));
+  EXPECT_EQ(decodes_.size(), 3u) << "two failures under one lease cast doubt on D";
+  EXPECT_THAT(cancelled_, ::testing::Contains(decodes_[2].leg));
 }
 
 TEST_F(CoreTest, DecodeRefusalTriesTheOthersThenTellsTheClient) {
@@ -457,10 +461,13 @@ TEST_F(CoreTest, EveryWaitEnds) {
   ASSERT_EQ(prefills_.size(), 2u) << "no first token: another prefill worker";
   event(prefill(), wire::Tokens{{token(3, 50)}});
   advance(o.commit_timeout);
-  ASSERT_EQ(prefills_.size(), 3u) << "no commit";
-  // 46 s are gone; the next wait is cut by the request's own deadline of 60 s
+  ASSERT_EQ(decodes_.size(), 3u) << "no commit: after two failures under one lease, another decode worker";
+  event(decode(), wire::Reserved{LeaseId(2)});
+  advance(o.reserve_timeout);
+  EXPECT_EQ(decodes_.size(), 3u) << "a wake-up for a wait that is over";
+  // 51 s are gone; the next wait is cut by the request's own deadline of 60 s
   EXPECT_EQ(core_->next_deadline(), TimePoint{} + std::chrono::seconds(60));
-  advance(std::chrono::seconds(20));
+  advance(std::chrono::seconds(15));
   ASSERT_EQ(done_.size(), 1u);
   EXPECT_EQ(done_[0].code(), Code::kDeadlineExceeded);
   EXPECT_THAT(done_[0].message(), HasSubstr("waiting for"));

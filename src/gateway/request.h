@@ -27,6 +27,7 @@ struct Core::Run {
   Incarnation decode_incarnation{};
   std::optional<LegId> decode_leg{}, prefill_leg{};
   LeaseId lease{};
+  int lease_failures = 0;  // prefills that failed under this lease
   TimePoint deadline = kNever;
   std::string waiting_for{};
   Tried tried{};                    // since the last progress
