@@ -178,7 +178,7 @@ void Receiver::peer_opened(TimePoint now, LinkId id, Status status) {
 void Receiver::on(TimePoint now, LinkId link, Attach m) {
   const auto refuse = [&](Code code, std::string why) { send(link, Refuse{m.key, Status(code, std::move(why))}); };
   Lease* lease = find(m.key.lease);
-  if (lease == nullptr || lease->ending) return refuse(Code::kNotFound, "no such lease: it expired or was cancelled");
+  if (lease == nullptr || lease->ending) return refuse(Code::kUnavailable, "no such lease: it expired or was cancelled");
   if (lease->state == State::kCommitted) return refuse(Code::kCancelled, "the lease is committed already");
   if (m.n_tokens != lease->spec.n_tokens || m.ids != lease->spec.ids || m.request_id != lease->spec.request_id) {
     return refuse(Code::kInvalidArgument, "the two legs are not about the same tokens");
@@ -438,7 +438,8 @@ void Receiver::tick(TimePoint now) {
   for (LeaseId id : late) {
     Lease& lease = leases_.at(id);
     const bool attempt_only = (lease.state == State::kReceiving || lease.state == State::kVerifying) && now < lease.spec.deadline;
-    const Status why(Code::kDeadlineExceeded, "lease " + std::string(to_string(lease.state)) + " for too long");
+    const Code code = now < lease.spec.deadline ? Code::kUnavailable : Code::kDeadlineExceeded;
+    const Status why(code, "lease " + std::string(to_string(lease.state)) + " for too long");
     if (attempt_only) {
       fail_attempt(now, lease, why, /*tell_source=*/true);
     } else {

@@ -134,7 +134,9 @@ void Sender::cancel(TimePoint now, Status why) {
 void Sender::tick(TimePoint now) {
   if (now < deadline_) return;
   if (!outcome_) {
-    const Status why(Code::kDeadlineExceeded, "hand-off " + std::string(to_string(state_)) + " for too long");
+    // A stage that takes too long may go better elsewhere; the request's own deadline may not.
+    const Code code = now < spec_.deadline ? Code::kUnavailable : Code::kDeadlineExceeded;
+    const Status why(code, "hand-off " + std::string(to_string(state_)) + " for too long");
     const bool queued = state_ == State::kQueued;
     return end(now, queued ? State::kAborted : State::kNacked, why, /*tell_target=*/true);
   }

@@ -1,0 +1,67 @@
+#include "worker/leg_stream.h"
+
+#include <utility>
+
+namespace baton::worker {
+
+std::shared_ptr<LegStream> LegStream::create(net::Executor& loop, std::shared_ptr<net::HttpResponder> responder) {
+  return std::shared_ptr<LegStream>(new LegStream(loop, std::move(responder)));
+}
+
+void LegStream::start() {
+  net::Headers headers;
+  headers.add("content-type", "application/x-ndjson");
+  started_ = true;
+  responder_->start_stream(200, std::move(headers));
+  flush();
+}
+
+void LegStream::token(wire::TokenEvent event) {
+  if (ended()) return;
+  tokens_.push_back(std::move(event));
+  flush_later();
+}
+
+void LegStream::send(const wire::LegEvent& event) {
+  if (ended()) return;
+  append_tokens();
+  lines_ += wire::to_json(event);
+  lines_ += '\n';
+  flush_later();
+}
+
+void LegStream::end(const wire::LegEvent& event) {
+  if (ended()) return;
+  send(event);
+  flush();
+  if (auto responder = std::exchange(responder_, nullptr)) responder->end();
+}
+
+void LegStream::append_tokens() {
+  if (tokens_.empty()) return;
+  lines_ += wire::to_json(wire::Tokens{std::exchange(tokens_, {})});
+  lines_ += '\n';
+}
+
+void LegStream::flush() {
+  append_tokens();
+  // False: the client is gone, which on_close tells.
+  if (started_ && !ended() && !lines_.empty()) (void)responder_->write(std::exchange(lines_, {}));
+}
+
+void LegStream::flush_later() {
+  if (std::exchange(flush_posted_, true)) return;
+  loop_.post([self = shared_from_this()] {
+    self->flush_posted_ = false;
+    self->flush();
+  });
+}
+
+void refuse(net::HttpResponder& responder, const Status& status, int retry_after_s) {
+  net::Headers headers;
+  headers.add("content-type", "application/json");
+  if (retryable(status.code())) headers.add("retry-after", std::to_string(retry_after_s));
+  responder.respond(http_status(status.code()), std::move(headers), wire::to_json(wire::Failed{status}));
+}
+
+}  // namespace baton::worker

@@ -1,0 +1,44 @@
+#pragma once
+// One streamed answer of a worker: events as JSON lines. What happens within one turn of the loop is written at once, and its tokens are one line:
+// a step's tokens cost one write per request.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "net/event_loop.h"
+#include "net/http.h"
+#include "wire/worker_api.h"
+
+namespace baton::worker {
+
+class LegStream : public std::enable_shared_from_this<LegStream> {
+ public:
+  // Events may be sent before start(); nothing is written until then, so that a leg can still be refused.
+  static std::shared_ptr<LegStream> create(net::Executor& loop, std::shared_ptr<net::HttpResponder> responder);
+  void start();  // 200
+  ~LegStream() = default;
+
+  void token(wire::TokenEvent event);
+  void send(const wire::LegEvent& event);
+  // The last event, Done or Failed or Nacked; nothing after it is written.
+  void end(const wire::LegEvent& event);
+  bool ended() const { return responder_ == nullptr; }
+
+ private:
+  LegStream(net::Executor& loop, std::shared_ptr<net::HttpResponder> responder) : loop_(loop), responder_(std::move(responder)) {}
+  void append_tokens();
+  void flush();
+  void flush_later();
+
+  net::Executor& loop_;
+  std::shared_ptr<net::HttpResponder> responder_;  // null once ended
+  std::vector<wire::TokenEvent> tokens_;
+  std::string lines_;
+  bool started_ = false, flush_posted_ = false;
+};
+
+// An answer that is not a stream: the status's HTTP code, Retry-After where trying again may help, and a Failed event as its body.
+void refuse(net::HttpResponder& responder, const Status& status, int retry_after_s);
+
+}  // namespace baton::worker

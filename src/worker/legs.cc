@@ -1,0 +1,69 @@
+#include "worker/legs.h"
+
+namespace baton::worker {
+
+void DecodeLegSink::on_committed(Attempt attempt, std::vector<wire::TokenEvent> first, std::uint64_t kv_bytes, std::int32_t cached_tokens) {
+  stream_->send(wire::Committed{attempt, std::move(first)});
+  wire::Served served;
+  served.decode_worker = worker_;
+  served.disaggregated = true;
+  served.kv_bytes = static_cast<std::int64_t>(kv_bytes);
+  served.cached_tokens = cached_tokens;
+  stream_->send(served);
+}
+
+void DecodeLegSink::on_served(const wire::Served& served) {
+  if (!local_) return;  // the hand-off's source knows how the prompt was served
+  if (!std::exchange(started_, true)) stream_->send(wire::Started{});
+  wire::Served named = served;
+  named.decode_worker = worker_;
+  stream_->send(named);
+}
+
+void DecodeLegSink::on_done(Status status) {
+  if (status.ok()) return over(wire::Done{});
+  over(wire::Failed{std::move(status)});
+}
+
+void DecodeLegSink::over(const wire::LegEvent& last) {
+  stream_->end(last);
+  if (const auto on_over = std::exchange(on_over_, nullptr)) on_over();
+}
+
+void PrefillLegSink::on_started(std::int32_t cached_tokens) {
+  served_.cached_tokens = cached_tokens;
+  stream_->send(wire::Started{});
+  stream_->send(served_);
+}
+
+void PrefillLegSink::on_first(const std::vector<engine::PrefillSink::First>& first) {
+  first_ = first;
+  for (const auto& f : first) stream_->token(f.token);
+}
+
+void PrefillLegSink::on_end(const End& end) {
+  switch (end.state) {
+    case transfer::Sender::State::kAcked: {
+      served_.kv_bytes = static_cast<std::int64_t>(end.kv_bytes);
+      served_.kv_bytes_early = static_cast<std::int64_t>(end.kv_bytes_early);
+      stream_->send(served_);
+      wire::Committed committed{attempt_, {}};
+      for (auto& f : first_) committed.first.push_back(std::move(f.token));
+      stream_->send(committed);
+      return over(wire::Done{});
+    }
+    case transfer::Sender::State::kNoKv:
+      stream_->send(served_);
+      for (const auto& f : first_) stream_->send(*f.finish);
+      return over(wire::Done{});
+    case transfer::Sender::State::kNacked: return over(wire::Nacked{end.status});
+    default: return over(wire::Failed{end.status});
+  }
+}
+
+void PrefillLegSink::over(const wire::LegEvent& last) {
+  stream_->end(last);
+  if (const auto on_over = std::exchange(on_over_, nullptr)) on_over();
+}
+
+}  // namespace baton::worker
