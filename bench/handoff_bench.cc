@@ -1,6 +1,6 @@
-// How fast a hand-off's bytes move: two processes, one core each, the KV of a SmolLM2-135M prompt of 1,000 tokens (30 layers, 3 KV heads of 64,
-// bf16: 23 MB) through the shm fabric, with digests on both sides. Prints GB/s of fetch (copy and digest in one pass) and of the source's digest;
-// the first round pays for page faults, and on a shared machine the median says more than the mean.
+// How fast a hand-off's bytes move: two processes, one core each, the KV of a SmolLM2-135M prompt of 1,000 tokens (30 layers, 3 KV heads of
+// 64, bf16: 23 MB) through the shm fabric, with digests on both sides. Prints GB/s of fetch (copy and digest in one pass) and of the
+// source's digest; the first round pays for page faults, and on a shared machine the median says more than the mean.
 //   handoff_bench [rounds]
 
 #include <sys/mman.h>
@@ -35,7 +35,8 @@ struct Bench {
   Bench(const device::KvSpec& spec, int cpu) : pool(device::KvView::dense(spec), spec.bytes()) {
     ::madvise(pool.shared_region()->base, pool.shared_region()->bytes, MADV_HUGEPAGE);
     fabric = std::move(create_shm_fabric(loop, pool, {1024, cpu})).value();
-    for (std::int32_t i = 0; i < (kTokens + spec.block_tokens - 1) / spec.block_tokens; ++i) blocks.push_back(BlockId((i * 7 + 3) % spec.blocks));
+    for (std::int32_t i = 0; i < (kTokens + spec.block_tokens - 1) / spec.block_tokens; ++i)
+      blocks.push_back(BlockId((i * 7 + 3) % spec.blocks));
   }
   // All layers at once; returns seconds from the first submit to the last completion.
   template <class Submit>

@@ -37,7 +37,8 @@ Digest Digester::finish() const { return from_xxh(XXH3_128bits_digest(reinterpre
 
 std::string to_string(const Digest& digest) {
   char text[40];
-  std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(digest.high), static_cast<unsigned long long>(digest.low));
+  std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(digest.high),
+                static_cast<unsigned long long>(digest.low));
   return text;
 }
 

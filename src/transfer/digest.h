@@ -1,7 +1,7 @@
 #pragma once
-// The digest of handed-over KV: XXH3-128 over the rows of a chunk in one order that no layout has a say in: for each head, for K then V, for
-// tokens ascending. Source and target compute it over their own memory, so equal digests mean equal logical KV, whatever the block sizes.
-// It finds damage and races, not malice: peers are authenticated by the link.
+// The digest of handed-over KV: XXH3-128 over the rows of a chunk in one order that no layout has a say in: for each head, for K then V,
+// for tokens ascending. Source and target compute it over their own memory, so equal digests mean equal logical KV, whatever the block
+// sizes. It finds damage and races, not malice: peers are authenticated by the link.
 
 #include <array>
 #include <compare>

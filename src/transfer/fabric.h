@@ -1,10 +1,10 @@
 #pragma once
-// Everything network-specific about a hand-off: how bytes get from P's pool into D's. The protocol (sender.h, receiver.h) knows no transport,
-// and a fabric knows neither protocol nor layout: it is told byte runs (relayout.h).
+// Everything network-specific about a hand-off: how bytes get from P's pool into D's. The protocol (sender.h, receiver.h) knows no
+// transport, and a fabric knows neither protocol nor layout: it is told byte runs (relayout.h).
 //
-// The target fetches; the source only keeps its memory readable. Everything is asynchronous: `done` runs on the loop given at creation, exactly
-// once for each fetch() and digest(), also after cancel(). Only destroying the fabric drops callbacks: it waits for the job in progress, so that
-// afterwards nothing touches the pool.
+// The target fetches; the source only keeps its memory readable. Everything is asynchronous: `done` runs on the loop given at creation,
+// exactly once for each fetch() and digest(), also after cancel(). Only destroying the fabric drops callbacks: it waits for the job in
+// progress, so that afterwards nothing touches the pool.
 
 #include <cstdint>
 #include <functional>

@@ -119,8 +119,10 @@ void read(Reader& r, FirstToken& f) {
   f.token.token = r.i32();
   const bool has_logprob = r.boolean();
   const float logprob = r.f32();
-  if (has_logprob) f.token.logprob = logprob;
-  else if (std::bit_cast<std::uint32_t>(logprob) != 0) r.fail();
+  if (has_logprob)
+    f.token.logprob = logprob;
+  else if (std::bit_cast<std::uint32_t>(logprob) != 0)
+    r.fail();
   f.token.top.resize(r.count(Limits::kTopLogprobs, 8));
   for (auto& t : f.token.top) {
     t.token = r.i32();
@@ -132,8 +134,10 @@ void read(Reader& r, FirstToken& f) {
   f.finish = wire::FinishEvent{f.token.choice, static_cast<wire::FinishReason>(reason), std::nullopt};
   const bool has_stop = r.boolean();
   const TokenId stop = r.i32();
-  if (has_stop) f.finish->stop_token = stop;
-  else if (stop != 0) r.fail();
+  if (has_stop)
+    f.finish->stop_token = stop;
+  else if (stop != 0)
+    r.fail();
 }
 
 void write(Writer& w, const Hello& m) {
@@ -283,8 +287,8 @@ Result<Message> decode(std::string_view body) {
   const auto type = r.integer<std::uint16_t>();
   if (!r.ok()) return {Code::kDataLoss, "link frame shorter than its header"};
   if (version != kLinkProtocol) {
-    return {Code::kDataLoss,
-            "link protocol " + std::to_string(version) + ", this worker speaks " + std::to_string(kLinkProtocol) + ": run one version of baton"};
+    return {Code::kDataLoss, "link protocol " + std::to_string(version) + ", this worker speaks " + std::to_string(kLinkProtocol) +
+                                 ": run one version of baton"};
   }
   return decode_as(type, r);
 }

@@ -1,5 +1,6 @@
 #pragma once
-// What two workers say to each other over a hand-off link, as binary frames. P (the source, which prefills) dials D (the target, which decodes).
+// What two workers say to each other over a hand-off link, as binary frames. P (the source, which prefills) dials D (the target, which
+// decodes).
 //
 //   P -> D  Hello                                   D -> P  HelloAck | Reject
 //   P -> D  Attach                                  D -> P  Grant | Refuse
@@ -126,8 +127,7 @@ struct AbortAck {  // no fetch of this attempt touches P's memory any more: the 
   Key key;
 };
 
-using Message =
-    std::variant<Hello, HelloAck, Reject, Attach, Grant, Refuse, Chunk, Fetched, Commit, Ack, Nack, Abort, AbortAck>;
+using Message = std::variant<Hello, HelloAck, Reject, Attach, Grant, Refuse, Chunk, Fetched, Commit, Ack, Nack, Abort, AbortAck>;
 std::string_view name_of(const Message& message);
 
 // One whole frame.

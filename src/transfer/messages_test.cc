@@ -89,7 +89,8 @@ TEST(Messages, GarbageIsAnErrorValue) {
   int errors = 0, accepted = 0;
   for (const Message& m : samples()) {
     const std::string body = encode(m).substr(4);
-    for (std::size_t n = 0; n < body.size(); ++n) EXPECT_FALSE(decode(std::string_view(body).substr(0, n)).ok()) << name_of(m) << " cut at " << n;
+    for (std::size_t n = 0; n < body.size(); ++n)
+      EXPECT_FALSE(decode(std::string_view(body).substr(0, n)).ok()) << name_of(m) << " cut at " << n;
     EXPECT_FALSE(decode(body + '\0').ok());
     for (int i = 0; i < 3000; ++i) {
       std::string bad = body;

@@ -1,5 +1,6 @@
-// Receiver and Senders in a small world of their own: virtual time, links that delay, fragment and cut, a fabric that is late, corrupt or fails,
-// source workers that die or reuse their memory too early, a gateway that retries and cancels. Every seed is a different mix; a failure prints it.
+// Receiver and Senders in a small world of their own: virtual time, links that delay, fragment and cut, a fabric that is late, corrupt or
+// fails, source workers that die or reuse their memory too early, a gateway that retries and cancels. Every seed is a different mix; a
+// failure prints it.
 //
 // The oracle knows what nobody in the protocol does: which lease owns each of D's blocks, and what every logical row must hold.
 
@@ -37,7 +38,7 @@ class World {
  public:
   explicit World(std::uint64_t seed) : rng_(seed) {
     const auto sometimes = [&](double p) { return rng_.below(2) == 0 ? 0.0 : p * rng_.uniform(); };
-    faults_ = {sometimes(0.02), sometimes(0.1),  sometimes(0.1), sometimes(0.05), sometimes(0.3),
+    faults_ = {sometimes(0.02), sometimes(0.1), sometimes(0.1), sometimes(0.05), sometimes(0.3),
                sometimes(0.3),  sometimes(0.4), sometimes(0.2), sometimes(0.1)};
     d_pool_ = make_pool(40, 2 + static_cast<int>(rng_.below(7)));
     d_owner_.assign(40, Owner{});
@@ -103,9 +104,9 @@ class World {
     std::set<std::int32_t> used;
     std::map<LeaseId, std::shared_ptr<HandOff>> handoffs;
     LinkId link;
-    bool up = false;      // as the source sees it
+    bool up = false;  // as the source sees it
     bool greeted = false;
-    FrameReader reader;   // what D says
+    FrameReader reader;  // what D says
     TimePoint last_to_d, last_to_p;
   };
   struct Request {
@@ -114,7 +115,7 @@ class World {
     std::uint64_t content = 0;
     int attempt = 0;
     int choices = 1;
-    bool over = false;          // for the gateway
+    bool over = false;  // for the gateway
     std::vector<BlockId> blocks;
     std::int32_t cached = 0;
     bool granted = false, committed = false, freed = false;
@@ -397,12 +398,15 @@ class World {
     readers_.erase(a.link);
     open_[a.link] = false;
     for (auto& s : sources_) {
-      if (s->link == a.link) at(rng_.below(2000), [this, s = s.get(), link = a.link] {
+      if (s->link == a.link)
+        at(rng_.below(2000), [this, s = s.get(), link = a.link] {
           if (s->link == link) source_lost_link(*s);
         });
     }
   }
-  void act(Receiver::OpenPeer& a) { at(rng_.below(2000), [this, link = a.link] { receiver_->peer_opened(now_, link, Status()); }); }
+  void act(Receiver::OpenPeer& a) {
+    at(rng_.below(2000), [this, link = a.link] { receiver_->peer_opened(now_, link, Status()); });
+  }
   void act(Receiver::TakeBlocks& a) {
     const LeaseId lease = a.lease;
     at(rng_.below(200), [this, lease] {
@@ -437,7 +441,8 @@ class World {
       auto runs = plan_runs({source->pool->view(), kAllHeads, *locator, a.tokens.begin / from_bt * from_bt},
                             {d_pool_->view(), kAllHeads, a.target, a.target_first}, a.layer, a.heads, a.tokens);
       ASSERT_TRUE(runs.ok()) << runs.status().to_string();
-      std::vector<std::byte> snapshot(source->pool->shared_region()->base, source->pool->shared_region()->base + source->pool->shared_region()->bytes);
+      std::vector<std::byte> snapshot(source->pool->shared_region()->base,
+                                      source->pool->shared_region()->base + source->pool->shared_region()->bytes);
       at(chance(faults_.stall) ? rng_.below(20'000'000) : rng_.below(3000), [this, a, runs = *runs, snapshot] {
         for (BlockId b : a.target) {  // the physical end of an attempt has not come while we write
           ASSERT_EQ(d_owner_[b.value].lease, a.lease) << "a fetch writes into a block of another lease";

@@ -64,14 +64,26 @@ void Receiver::enter(TimePoint now, Lease& lease, State state) {
   lease.state = state;
   lease.since = now;
   switch (state) {
-    case State::kReserved: lease.deadline = at_most(options_.reserve_timeout); break;
-    case State::kGranting: lease.deadline = lease.spec.deadline; break;
-    case State::kReceiving: lease.deadline = at_most(options_.receive_idle); break;
-    case State::kVerifying: lease.deadline = at_most(options_.verify_timeout); break;
-    case State::kAwaitingAttempt: lease.deadline = at_most(options_.retry_timeout); break;
+    case State::kReserved:
+      lease.deadline = at_most(options_.reserve_timeout);
+      break;
+    case State::kGranting:
+      lease.deadline = lease.spec.deadline;
+      break;
+    case State::kReceiving:
+      lease.deadline = at_most(options_.receive_idle);
+      break;
+    case State::kVerifying:
+      lease.deadline = at_most(options_.verify_timeout);
+      break;
+    case State::kAwaitingAttempt:
+      lease.deadline = at_most(options_.retry_timeout);
+      break;
     // Only a fetch's completion ends Aborting: a timer that freed blocks would free them under a copy. Committed belongs to the engine.
     case State::kAborting:
-    case State::kCommitted: lease.deadline = kNever; break;
+    case State::kCommitted:
+      lease.deadline = kNever;
+      break;
   }
 }
 
@@ -186,12 +198,14 @@ void Receiver::on(TimePoint now, LinkId link, Attach m) {
   const Attempt highest = lease->next ? lease->next->second.key.attempt : lease->attempt;
   if (m.key.attempt <= highest) {
     ++totals_.stale;
-    return refuse(Code::kCancelled, "attempt " + std::to_string(m.key.attempt.value) + " is not newer than " + std::to_string(highest.value));
+    return refuse(Code::kCancelled,
+                  "attempt " + std::to_string(m.key.attempt.value) + " is not newer than " + std::to_string(highest.value));
   }
   const Status fenced(Code::kCancelled, "fenced by attempt " + std::to_string(m.key.attempt.value));
   switch (lease->state) {
     case State::kReserved:
-    case State::kAwaitingAttempt: return begin_attempt(now, *lease, link, m);
+    case State::kAwaitingAttempt:
+      return begin_attempt(now, *lease, link, m);
     case State::kReceiving:
     case State::kVerifying:
       lease->next.emplace(link, m);
@@ -201,7 +215,8 @@ void Receiver::on(TimePoint now, LinkId link, Attach m) {
       if (lease->next) send(lease->next->first, Refuse{lease->next->second.key, fenced});
       lease->next.emplace(link, std::move(m));
       return;
-    case State::kCommitted: return;
+    case State::kCommitted:
+      return;
   }
 }
 
@@ -229,7 +244,8 @@ void Receiver::granted(TimePoint now, LeaseId id, Result<Blocks> blocks) {
     send(lease->link, Refuse{lease->key(), blocks.status()});
   }
   if (lease->ending || lease->next) {
-    if (blocks.ok()) send(lease->link, Refuse{lease->key(), Status(Code::kCancelled, lease->ending ? "the lease has ended" : "a newer attempt attached")});
+    if (blocks.ok())
+      send(lease->link, Refuse{lease->key(), Status(Code::kCancelled, lease->ending ? "the lease has ended" : "a newer attempt attached")});
     return quiet(now, *lease);
   }
   if (!blocks.ok()) return enter(now, *lease, State::kReserved);
@@ -245,11 +261,13 @@ void Receiver::grant(TimePoint now, Lease& lease) {
 
 Status Receiver::check_chunk(const Lease& lease, const Link& link, const Chunk& m) const {
   const auto bad = [&](const std::string& why) {
-    return Status(Code::kDataLoss, "chunk of layer " + std::to_string(m.layer) + ", heads " + text(m.heads) + ", tokens " + text(m.tokens) + ": " + why);
+    return Status(Code::kDataLoss,
+                  "chunk of layer " + std::to_string(m.layer) + ", heads " + text(m.heads) + ", tokens " + text(m.tokens) + ": " + why);
   };
   if (lease.state != State::kReceiving) return bad("announced after the commit");
   if (m.layer >= local_.kv.layers) return bad("no such layer");
-  if (m.heads.begin < link.hello.region.heads.begin || m.heads.end > link.hello.region.heads.end) return bad("heads that its source does not hold");
+  if (m.heads.begin < link.hello.region.heads.begin || m.heads.end > link.hello.region.heads.end)
+    return bad("heads that its source does not hold");
   if (m.tokens.begin < lease.blocks.cached_prefix || m.tokens.end > lease.spec.n_tokens) {
     return bad("outside " + text(Range{lease.blocks.cached_prefix, lease.spec.n_tokens}));
   }
@@ -340,7 +358,8 @@ void Receiver::on(TimePoint now, LinkId link, Commit m) {
   if (lease == nullptr) return send(link, Nack{m.key, Status(Code::kCancelled, "this attempt is over")});
   if (lease->state == State::kVerifying) return;  // said twice
   Status s = check_first(*lease, m.first);
-  if (s.ok() && lease->announced_area != full_area(*lease)) s = Status(Code::kDataLoss, "the commit does not cover every layer, head and token");
+  if (s.ok() && lease->announced_area != full_area(*lease))
+    s = Status(Code::kDataLoss, "the commit does not cover every layer, head and token");
   if (!s.ok()) return fail_attempt(now, *lease, s, /*tell_source=*/true);
   lease->first = std::move(m.first);
   enter(now, *lease, State::kVerifying);
@@ -363,7 +382,8 @@ void Receiver::commit_if_proven(TimePoint now, Lease& lease) {
 void Receiver::on(TimePoint now, LinkId link, Abort m) {
   Lease* lease = find(m.key.lease);
   const bool mine = lease != nullptr && lease->link == link && lease->attempt == m.key.attempt;
-  if (lease != nullptr && lease->next && lease->next->first == link && lease->next->second.key.attempt == m.key.attempt) lease->next.reset();
+  if (lease != nullptr && lease->next && lease->next->first == link && lease->next->second.key.attempt == m.key.attempt)
+    lease->next.reset();
   if (mine && (lease->state == State::kReceiving || lease->state == State::kVerifying)) {
     lease->abort_acks.emplace_back(link, m.key);
     return fail_attempt(now, *lease, Status(Code::kCancelled, "the prefill worker aborted"), /*tell_source=*/false);
@@ -398,12 +418,15 @@ void Receiver::end_lease(TimePoint now, Lease& lease, Status why, bool tell_gate
   lease.next.reset();
   switch (lease.state) {
     case State::kReserved:
-    case State::kAwaitingAttempt: return quiet(now, lease);
+    case State::kAwaitingAttempt:
+      return quiet(now, lease);
     case State::kReceiving:
-    case State::kVerifying: return fail_attempt(now, lease, std::move(why), /*tell_source=*/true);
-    case State::kGranting:   // granted() goes on
-    case State::kAborting:   // fetched() goes on
-    case State::kCommitted: return;
+    case State::kVerifying:
+      return fail_attempt(now, lease, std::move(why), /*tell_source=*/true);
+    case State::kGranting:  // granted() goes on
+    case State::kAborting:  // fetched() goes on
+    case State::kCommitted:
+      return;
   }
 }
 

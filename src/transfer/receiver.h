@@ -1,12 +1,13 @@
 #pragma once
-// The decode side of hand-offs: the ledger of leases and D's half of the protocol, as one pure class. Events and `now` go in; actions come out of
-// take_actions(), to be carried out in order. It owns no memory: it decides who may use which blocks, until when, and what counts as proof.
+// The decode side of hand-offs: the ledger of leases and D's half of the protocol, as one pure class. Events and `now` go in; actions come
+// out of take_actions(), to be carried out in order. It owns no memory: it decides who may use which blocks, until when, and what counts as
+// proof.
 //
 // docs/kv-ownership.md has the state machine with the reason for each fence. In short:
 //   Reserved -> Granting -> Receiving -> Verifying -> Committed -> (gone)
 //   any but Committed -> Aborting -> AwaitingAttempt | (gone)
-// An attempt ends logically at once (its epoch is void, nothing of it will be used) and physically when no fetch of it is in flight; blocks are
-// written again or freed only after the second.
+// An attempt ends logically at once (its epoch is void, nothing of it will be used) and physically when no fetch of it is in flight; blocks
+// are written again or freed only after the second.
 
 #include <cstdint>
 #include <deque>
@@ -39,15 +40,15 @@ struct LocalWorker {
 Status check_hello(const LocalWorker& local, const Hello& hello);
 
 struct ReceiverOptions {
-  Duration hello_timeout = std::chrono::seconds(2);      // an accepted link that does not introduce itself
-  Duration reserve_timeout = std::chrono::minutes(10);   // a credit that nobody attaches to
-  Duration receive_idle = std::chrono::seconds(30);      // an attached source that announces nothing
-  Duration verify_timeout = std::chrono::seconds(10);    // commit to proof
-  Duration retry_timeout = std::chrono::seconds(30);     // blocks held for the next attempt after one has failed
+  Duration hello_timeout = std::chrono::seconds(2);     // an accepted link that does not introduce itself
+  Duration reserve_timeout = std::chrono::minutes(10);  // a credit that nobody attaches to
+  Duration receive_idle = std::chrono::seconds(30);     // an attached source that announces nothing
+  Duration verify_timeout = std::chrono::seconds(10);   // commit to proof
+  Duration retry_timeout = std::chrono::seconds(30);    // blocks held for the next attempt after one has failed
   std::size_t leases_max = 8192;
   std::size_t links_max = 1024;
-  std::size_t fetches_max = 64;                          // in flight at once, all leases together
-  std::size_t chunks_max = 1u << 16;                     // announced and not yet verified, of a lease
+  std::size_t fetches_max = 64;       // in flight at once, all leases together
+  std::size_t chunks_max = 1u << 16;  // announced and not yet verified, of a lease
 };
 
 struct LeaseSpec {
@@ -87,8 +88,8 @@ class Receiver {
     std::int32_t layer = 0;
     Range heads, tokens;
     std::string locator;
-    std::vector<BlockId> target;      // blocks of the range
-    std::int32_t target_first = 0;    // the token that target[0] begins with
+    std::vector<BlockId> target;    // blocks of the range
+    std::int32_t target_first = 0;  // the token that target[0] begins with
   };
   struct CancelFetch {
     std::uint64_t id = 0;
@@ -170,9 +171,9 @@ class Receiver {
     std::vector<FirstToken> first;  // from its commit
     // across attempts
     std::size_t in_flight = 0;
-    bool ending = false;  // after Aborting the lease is freed
-    std::optional<std::pair<LinkId, Attach>> next;        // a higher attempt that waits for quiet
-    std::vector<std::pair<LinkId, Key>> abort_acks;       // owed at the physical end
+    bool ending = false;                             // after Aborting the lease is freed
+    std::optional<std::pair<LinkId, Attach>> next;   // a higher attempt that waits for quiet
+    std::vector<std::pair<LinkId, Key>> abort_acks;  // owed at the physical end
     Key key() const { return {spec.lease, attempt, epoch}; }
   };
   struct Pending {

@@ -10,10 +10,12 @@ Status check_inside(const Placement& p, std::string_view side, int layer, Range 
   const std::int64_t token_end = p.first_token + static_cast<std::int64_t>(p.blocks.size()) * spec.block_tokens;
   if (layer < 0 || layer >= spec.layers) return {Code::kDataLoss, std::string(side) + " has no layer " + std::to_string(layer)};
   if (heads.begin < p.heads.begin || heads.end > p.heads.end || heads.size() <= 0) {
-    return {Code::kDataLoss, std::string(side) + " does not hold heads [" + std::to_string(heads.begin) + ", " + std::to_string(heads.end) + ")"};
+    return {Code::kDataLoss,
+            std::string(side) + " does not hold heads [" + std::to_string(heads.begin) + ", " + std::to_string(heads.end) + ")"};
   }
   if (tokens.begin < p.first_token || tokens.end > token_end || tokens.size() <= 0) {
-    return {Code::kDataLoss, std::string(side) + " does not hold tokens [" + std::to_string(tokens.begin) + ", " + std::to_string(tokens.end) + ")"};
+    return {Code::kDataLoss,
+            std::string(side) + " does not hold tokens [" + std::to_string(tokens.begin) + ", " + std::to_string(tokens.end) + ")"};
   }
   return {};
 }
@@ -67,13 +69,17 @@ Status check_view(const device::KvView& view, std::uint64_t bytes) {
   }
   // The last byte of the last row; in 128 bits, because a peer chose the numbers.
   __int128 end = static_cast<__int128>(s.row_bytes());
-  const std::pair<std::int64_t, std::int64_t> dims[] = {{view.layer_stride, s.layers},   {view.block_stride, s.blocks}, {view.head_stride, s.kv_heads},
-                                                        {view.kind_stride, 2},           {view.token_stride, s.block_tokens}};
+  const std::pair<std::int64_t, std::int64_t> dims[] = {{view.layer_stride, s.layers},
+                                                        {view.block_stride, s.blocks},
+                                                        {view.head_stride, s.kv_heads},
+                                                        {view.kind_stride, 2},
+                                                        {view.token_stride, s.block_tokens}};
   for (const auto& [stride, count] : dims) {
     if (stride < 0) return {Code::kInvalidArgument, "KV view with a negative stride"};
     end += static_cast<__int128>(stride) * (count - 1);
   }
-  if (end > static_cast<__int128>(bytes)) return {Code::kInvalidArgument, "KV view leaves its region of " + std::to_string(bytes) + " bytes"};
+  if (end > static_cast<__int128>(bytes))
+    return {Code::kInvalidArgument, "KV view leaves its region of " + std::to_string(bytes) + " bytes"};
   return {};
 }
 

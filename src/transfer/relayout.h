@@ -1,6 +1,6 @@
 #pragma once
-// Re-layout is addressing: a logical range (layer, heads, tokens) of one pool becomes byte runs, in the digest's order, whatever the block sizes,
-// strides and head shards of the two pools are.
+// Re-layout is addressing: a logical range (layer, heads, tokens) of one pool becomes byte runs, in the digest's order, whatever the block
+// sizes, strides and head shards of the two pools are.
 
 #include <span>
 #include <string>
@@ -23,13 +23,14 @@ struct Placement {
   std::int32_t first_token = 0;
 };
 
-// Runs of (layer, heads, tokens) from `source` to `target`. kDataLoss where the range is not inside both placements: a peer's message is wrong.
+// Runs of (layer, heads, tokens) from `source` to `target`. kDataLoss where the range is not inside both placements: a peer's message is
+// wrong.
 Result<std::vector<ByteRun>> plan_runs(const Placement& source, const Placement& target, int layer, Range heads, Range tokens);
 // The runs of one placement, as `target` offsets: what its owner digests.
 Result<std::vector<ByteRun>> plan_local(const Placement& local, int layer, Range heads, Range tokens);
 
-// Whether a view is sane and stays inside `bytes`: strides positive and wide enough that no two rows overlap is the owner's business, leaving
-// the region is ours.
+// Whether a view is sane and stays inside `bytes`: strides positive and wide enough that no two rows overlap is the owner's business,
+// leaving the region is ours.
 Status check_view(const device::KvView& view, std::uint64_t bytes);
 
 // The blocks that hold `tokens`, as indices into a block table.

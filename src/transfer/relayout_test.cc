@@ -45,7 +45,8 @@ TEST(Relayout, AnyLayoutFeedsAnyOther) {
     TestPool from(from_layout.view, from_layout.bytes), to(to_layout.view, to_layout.bytes);
     ASSERT_TRUE(check_view(from.view(), from.shared_region()->bytes).ok());
     const auto blocks_of = [&](const TestPool& p) {
-      return random_blocks(rng, p.view().spec.blocks, static_cast<std::size_t>((n_tokens + p.view().spec.block_tokens - 1) / p.view().spec.block_tokens));
+      return random_blocks(rng, p.view().spec.blocks,
+                           static_cast<std::size_t>((n_tokens + p.view().spec.block_tokens - 1) / p.view().spec.block_tokens));
     };
     const auto from_blocks = blocks_of(from), to_blocks = blocks_of(to);
     const std::int32_t begin = static_cast<std::int32_t>(rng.below(n_tokens));

@@ -5,7 +5,8 @@
 namespace baton::transfer {
 
 std::string_view to_string(Sender::State state) {
-  constexpr std::string_view kNames[] = {"queued", "attaching", "streaming", "committing", "aborting", "acked", "nacked", "aborted", "no_kv"};
+  constexpr std::string_view kNames[] = {"queued", "attaching", "streaming", "committing", "aborting",
+                                         "acked",  "nacked",    "aborted",   "no_kv"};
   return kNames[static_cast<int>(state)];
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// The prefill side of one hand-off attempt, as a pure class: events and `now` in, actions out. It decides what may be announced and when P's KV
-// may go; it touches no memory and no socket.
+// The prefill side of one hand-off attempt, as a pure class: events and `now` in, actions out. It decides what may be announced and when
+// P's KV may go; it touches no memory and no socket.
 //
 //   Queued -> Attaching -> Streaming -> Committing -> Acked
 //   any    -> Nacked (D or the link ended it) | Aborting -> Aborted (we did) | NoKv (every choice ended with its first token)
@@ -27,7 +27,7 @@ struct SenderOptions {
   Duration attach_timeout = std::chrono::seconds(10);
   Duration commit_timeout = std::chrono::seconds(15);
   Duration abort_timeout = std::chrono::seconds(1);
-  int digests_max = 4;                   // in flight at once; what is ready meanwhile coalesces
+  int digests_max = 4;  // in flight at once; what is ready meanwhile coalesces
   std::int32_t chunk_tokens_max = 1024;
 };
 
@@ -38,11 +38,11 @@ struct SenderSpec {
   std::int32_t n_tokens = 0;
   Digest ids;
   int layers = 0;
-  Range heads;                           // of our pool
-  std::size_t row_bytes = 0;             // one head, one token, K or V
-  int block_tokens = 0;                  // chunks end at block borders where they can
-  TimePoint deadline = kNever;           // the request's
-  bool one_token = false;                // known to end with its first token: never attaches
+  Range heads;                  // of our pool
+  std::size_t row_bytes = 0;    // one head, one token, K or V
+  int block_tokens = 0;         // chunks end at block borders where they can
+  TimePoint deadline = kNever;  // the request's
+  bool one_token = false;       // known to end with its first token: never attaches
 };
 
 class Sender {
@@ -84,16 +84,17 @@ class Sender {
   State state() const { return state_; }
   bool over() const { return released_; }  // nothing is awaited and nothing held
   Key key() const { return {spec_.lease, spec_.attempt, epoch_}; }
-  std::uint64_t bytes_total() const;                          // that have to travel; after the grant
-  std::uint64_t bytes_fetched() const { return fetched_; }    // that D says it has verified
-  // Of these, what D had verified and we knew of when the last layer of the last token was computed: the part of the hand-off that cost no time.
+  std::uint64_t bytes_total() const;                        // that have to travel; after the grant
+  std::uint64_t bytes_fetched() const { return fetched_; }  // that D says it has verified
+  // Of these, what D had verified and we knew of when the last layer of the last token was computed: the part of the hand-off that cost no
+  // time.
   std::uint64_t bytes_early() const { return early_; }
   std::int32_t cached_prefix() const { return cached_; }
 
  private:
   struct Layer {
-    std::int32_t ready = 0;   // computed up to here
-    std::int32_t cut = 0;     // given out as chunks up to here
+    std::int32_t ready = 0;  // computed up to here
+    std::int32_t cut = 0;    // given out as chunks up to here
   };
   void on(TimePoint now, const Grant& m);
   void pump(TimePoint now);

@@ -49,7 +49,7 @@ inline Layout random_layout(Rng& rng, const device::KvSpec& spec) {
   Layout out;
   out.view.spec = spec;
   struct Dim {
-    std::int64_t device::KvView::*stride;
+    std::int64_t device::KvView::* stride;
     std::int64_t count;
   };
   std::vector<Dim> dims = {{&device::KvView::layer_stride, spec.layers},
@@ -69,9 +69,10 @@ inline Layout random_layout(Rng& rng, const device::KvSpec& spec) {
 }
 
 // The bytes of one logical row of one sequence.
-inline std::vector<std::byte> logical_row(std::uint64_t sequence, int layer, int head, device::KvKind kind, std::int32_t token, std::size_t bytes) {
-  Rng rng(sequence, (static_cast<std::uint64_t>(layer) << 48) ^ (static_cast<std::uint64_t>(head) << 40) ^ (static_cast<std::uint64_t>(kind) << 36) ^
-                        static_cast<std::uint64_t>(token));
+inline std::vector<std::byte> logical_row(std::uint64_t sequence, int layer, int head, device::KvKind kind, std::int32_t token,
+                                          std::size_t bytes) {
+  Rng rng(sequence, (static_cast<std::uint64_t>(layer) << 48) ^ (static_cast<std::uint64_t>(head) << 40) ^
+                        (static_cast<std::uint64_t>(kind) << 36) ^ static_cast<std::uint64_t>(token));
   std::vector<std::byte> row(bytes);
   for (std::size_t i = 0; i < bytes; i += 8) {
     const std::uint64_t v = rng.next_u64();
@@ -81,24 +82,28 @@ inline std::vector<std::byte> logical_row(std::uint64_t sequence, int layer, int
 }
 
 // Writes (or compares) tokens of a sequence that lies in `blocks`; `heads` of the model are the pool's.
-inline void write_rows(const TestPool& pool, Range heads, const std::vector<BlockId>& blocks, std::uint64_t sequence, int layer, Range tokens) {
+inline void write_rows(const TestPool& pool, Range heads, const std::vector<BlockId>& blocks, std::uint64_t sequence, int layer,
+                       Range tokens) {
   const auto& spec = pool.view().spec;
   for (std::int32_t t = tokens.begin; t < tokens.end; ++t) {
     for (int h = heads.begin; h < heads.end; ++h) {
       for (auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
         const auto row = logical_row(sequence, layer, h, kind, t, spec.row_bytes());
-        std::memcpy(pool.row(layer, blocks[static_cast<std::size_t>(t / spec.block_tokens)], h - heads.begin, kind, t % spec.block_tokens), row.data(), row.size());
+        std::memcpy(pool.row(layer, blocks[static_cast<std::size_t>(t / spec.block_tokens)], h - heads.begin, kind, t % spec.block_tokens),
+                    row.data(), row.size());
       }
     }
   }
 }
-inline bool rows_equal(const TestPool& pool, Range heads, const std::vector<BlockId>& blocks, std::uint64_t sequence, int layer, Range tokens) {
+inline bool rows_equal(const TestPool& pool, Range heads, const std::vector<BlockId>& blocks, std::uint64_t sequence, int layer,
+                       Range tokens) {
   const auto& spec = pool.view().spec;
   for (std::int32_t t = tokens.begin; t < tokens.end; ++t) {
     for (int h = heads.begin; h < heads.end; ++h) {
       for (auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
         const auto row = logical_row(sequence, layer, h, kind, t, spec.row_bytes());
-        const std::byte* have = pool.row(layer, blocks[static_cast<std::size_t>(t / spec.block_tokens)], h - heads.begin, kind, t % spec.block_tokens);
+        const std::byte* have =
+            pool.row(layer, blocks[static_cast<std::size_t>(t / spec.block_tokens)], h - heads.begin, kind, t % spec.block_tokens);
         if (std::memcmp(have, row.data(), row.size()) != 0) return false;
       }
     }

@@ -73,10 +73,8 @@ HandoffSource::HandoffSource(net::Executor& loop, engine::Engine& engine, transf
                       }
                     });
                   },
-              .on_message =
-                  [this](const PeerAddress& peer, const transfer::Message& m) {
-                    on_link(peer, [&](Handoff& h) { h.sender->message(now(), m); });
-                  }},
+              .on_message = [this](const PeerAddress& peer,
+                                   const transfer::Message& m) { on_link(peer, [&](Handoff& h) { h.sender->message(now(), m); }); }},
              {}),
       self_(std::make_shared<HandoffSource*>(this)) {}
 
@@ -91,11 +89,21 @@ Result<HandoffSource::Id> HandoffSource::start(wire::PrefillLeg leg, std::shared
   const wire::GenerateRequest& r = leg.request;
   const auto n_tokens = static_cast<std::int32_t>(r.ids.size());
   const bool one_token = r.sampling.max_tokens - (n_tokens - r.n_prompt) <= 1;
-  transfer::SenderSpec spec{leg.lease,  leg.attempt, r.id, n_tokens, transfer::digest_ids(r.ids), kv_.layers, own_.heads, own_.view.spec.row_bytes(),
-                            own_.view.spec.block_tokens, now() + r.timeout, one_token};
+  transfer::SenderSpec spec{leg.lease,
+                            leg.attempt,
+                            r.id,
+                            n_tokens,
+                            transfer::digest_ids(r.ids),
+                            kv_.layers,
+                            own_.heads,
+                            own_.view.spec.row_bytes(),
+                            own_.view.spec.block_tokens,
+                            now() + r.timeout,
+                            one_token};
   PeerAddress peer{leg.link_host, leg.link_port};
   if (!one_token) (void)links_.want(peer);  // dialled while the prompt waits
-  handoffs_[id] = Handoff{std::move(leg), std::move(sink), seq, std::make_unique<Sender>(std::move(spec), options_), std::move(peer), now(), false, one_token};
+  handoffs_[id] = Handoff{std::move(leg),  std::move(sink), seq,   std::make_unique<Sender>(std::move(spec), options_),
+                          std::move(peer), now(),           false, one_token};
   set_timer();
   return id;
 }
@@ -135,7 +143,8 @@ void HandoffSource::attach_if_possible(Handoff& h) {
   const transfer::HelloAck* ack = links_.want(h.peer);
   if (ack == nullptr) return;
   if (ack->incarnation != h.leg.decode_incarnation) {
-    return h.sender->cancel(now(), Status(Code::kUnavailable, "decode worker " + h.leg.decode_worker + " was restarted: its lease is void"));
+    return h.sender->cancel(now(),
+                            Status(Code::kUnavailable, "decode worker " + h.leg.decode_worker + " was restarted: its lease is void"));
   }
   h.sender->attach(now());
 }
@@ -177,12 +186,13 @@ void HandoffSource::digest(Id id, Handoff& h, const Sender::DigestChunk& a) {
   const auto blocks = engine_.blocks(h.seq).subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.size()));
   auto runs = transfer::plan_local({own_.view, own_.heads, blocks, range.begin * bt}, a.layer, a.heads, a.tokens);
   BATON_CHECK_MSG(runs.ok(), runs.status().to_string());
-  fabric_.digest(std::move(runs).value(), [weak = std::weak_ptr(self_), id, chunk = a.id,
-                                           locator = transfer::locator_from_blocks(blocks.data(), blocks.size())](Result<transfer::Digest> d) mutable {
-    const auto self = weak.lock();
-    if (!self) return;
-    (*self)->with(id, [&](Handoff& handoff) { handoff.sender->digested((*self)->now(), chunk, std::move(d), std::move(locator)); });
-  });
+  fabric_.digest(
+      std::move(runs).value(), [weak = std::weak_ptr(self_), id, chunk = a.id,
+                                locator = transfer::locator_from_blocks(blocks.data(), blocks.size())](Result<transfer::Digest> d) mutable {
+        const auto self = weak.lock();
+        if (!self) return;
+        (*self)->with(id, [&](Handoff& handoff) { handoff.sender->digested((*self)->now(), chunk, std::move(d), std::move(locator)); });
+      });
 }
 
 void HandoffSource::ended(Handoff& h, const Sender::Outcome& outcome) {

@@ -1,5 +1,6 @@
 #pragma once
-// The prefill side of hand-offs on a worker: joins an engine's prefill with a transfer::Sender, which decides, and the link to the decode worker.
+// The prefill side of hand-offs on a worker: joins an engine's prefill with a transfer::Sender, which decides, and the link to the decode
+// worker.
 
 #include <map>
 #include <memory>

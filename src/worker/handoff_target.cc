@@ -161,24 +161,27 @@ Result<std::vector<transfer::ByteRun>> HandoffTarget::runs_of(const Peer& peer, 
   const auto& from = peer.region.view;
   BATON_ASSIGN_OR_RETURN(const auto blocks, transfer::blocks_from_locator(a.locator, from.spec.blocks));
   const std::int32_t first = a.tokens.begin / from.spec.block_tokens * from.spec.block_tokens;
-  return transfer::plan_runs({from, peer.region.heads, blocks, first}, {own_.view, own_.heads, a.target, a.target_first}, a.layer, a.heads, a.tokens);
+  return transfer::plan_runs({from, peer.region.heads, blocks, first}, {own_.view, own_.heads, a.target, a.target_first}, a.layer, a.heads,
+                             a.tokens);
 }
 
 void HandoffTarget::act(Receiver::Fetch& a) {
   Lease& lease = leases_.at(a.lease);
   // The link may have gone since the chunk was announced; its peer's memory is still ours to read.
   if (auto it = links_.find(a.link); it != links_.end()) lease.peer = it->second.peer;
-  if (!lease.peer || lease.peer->link != a.link) return receiver_.fetched(now(), a.id, Status(Code::kUnavailable, "the prefill worker is gone"));
+  if (!lease.peer || lease.peer->link != a.link)
+    return receiver_.fetched(now(), a.id, Status(Code::kUnavailable, "the prefill worker is gone"));
   auto runs = runs_of(*lease.peer, a);
   if (!runs.ok()) return receiver_.fetched(now(), a.id, runs.status());
-  fetches_[a.id] = fabric_.fetch(lease.peer->memory, std::move(runs).value(), [weak = std::weak_ptr(self_), id = a.id](Result<transfer::Digest> d) {
-    const auto self = weak.lock();
-    if (!self) return;
-    HandoffTarget& t = **self;
-    t.fetches_.erase(id);
-    t.receiver_.fetched(t.now(), id, std::move(d));
-    t.act();
-  });
+  fetches_[a.id] =
+      fabric_.fetch(lease.peer->memory, std::move(runs).value(), [weak = std::weak_ptr(self_), id = a.id](Result<transfer::Digest> d) {
+        const auto self = weak.lock();
+        if (!self) return;
+        HandoffTarget& t = **self;
+        t.fetches_.erase(id);
+        t.receiver_.fetched(t.now(), id, std::move(d));
+        t.act();
+      });
 }
 
 void HandoffTarget::act(Receiver::CancelFetch& a) {

@@ -1,6 +1,6 @@
 #pragma once
-// The decode side of hand-offs on a worker: carries out what transfer::Receiver decides, on the worker's links, fabric and engine. No decision is
-// made here.
+// The decode side of hand-offs on a worker: carries out what transfer::Receiver decides, on the worker's links, fabric and engine. No
+// decision is made here.
 
 #include <map>
 #include <memory>

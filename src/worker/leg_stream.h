@@ -1,6 +1,6 @@
 #pragma once
-// One streamed answer of a worker: events as JSON lines. What happens within one turn of the loop is written at once, and its tokens are one line:
-// a step's tokens cost one write per request.
+// One streamed answer of a worker: events as JSON lines. What happens within one turn of the loop is written at once, and its tokens are
+// one line: a step's tokens cost one write per request.
 
 #include <memory>
 #include <string>

@@ -56,8 +56,10 @@ void PrefillLegSink::on_end(const End& end) {
       stream_->send(served_);
       for (const auto& f : first_) stream_->send(*f.finish);
       return over(wire::Done{});
-    case transfer::Sender::State::kNacked: return over(wire::Nacked{end.status});
-    default: return over(wire::Failed{end.status});
+    case transfer::Sender::State::kNacked:
+      return over(wire::Nacked{end.status});
+    default:
+      return over(wire::Failed{end.status});
   }
 }
 

@@ -1,5 +1,6 @@
 #pragma once
-// What a worker's legs do with the events of engine and hand-off: they become lines of the leg's answer. `on_over` is called once, after the last line.
+// What a worker's legs do with the events of engine and hand-off: they become lines of the leg's answer. `on_over` is called once, after
+// the last line.
 
 #include <functional>
 #include <memory>
@@ -19,7 +20,9 @@ class DecodeLegSink final : public LeaseSink {
   void on_committed(Attempt attempt, std::vector<wire::TokenEvent> first, std::uint64_t kv_bytes, std::int32_t cached_tokens) override;
   void on_lease_failed(Status status) override { over(wire::Failed{std::move(status)}); }
   void on_served(const wire::Served& served) override;
-  void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) override { stream_->send(wire::PromptLogprobs{std::move(entries)}); }
+  void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) override {
+    stream_->send(wire::PromptLogprobs{std::move(entries)});
+  }
   void on_token(wire::TokenEvent event) override { stream_->token(std::move(event)); }
   void on_finish(wire::FinishEvent event) override { stream_->send(event); }
   void on_done(Status status) override;
@@ -39,7 +42,9 @@ class PrefillLegSink final : public HandoffSink {
       : stream_(std::move(stream)), served_(std::move(served)), attempt_(attempt), on_over_(std::move(on_over)) {}
 
   void on_started(std::int32_t cached_tokens) override;
-  void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) override { stream_->send(wire::PromptLogprobs{std::move(entries)}); }
+  void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) override {
+    stream_->send(wire::PromptLogprobs{std::move(entries)});
+  }
   void on_first(const std::vector<engine::PrefillSink::First>& first) override;
   void on_end(const End& end) override;
 

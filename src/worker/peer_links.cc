@@ -27,8 +27,10 @@ const transfer::HelloAck* PeerLinks::want(const PeerAddress& address) {
   if (peer.state == Peer::State::kUp) return &peer.ack;
   // A request does not sit out a long pause; but a peer that refuses is not dialled more often than the shortest one.
   const bool first = inserted || !peer.timer_set;
-  if (peer.state == Peer::State::kPausing && first) dial(address, peer);
-  else if (peer.state == Peer::State::kPausing) set_timer(address, peer, options_.pause_min, &PeerLinks::redial);
+  if (peer.state == Peer::State::kPausing && first)
+    dial(address, peer);
+  else if (peer.state == Peer::State::kPausing)
+    set_timer(address, peer, options_.pause_min, &PeerLinks::redial);
   return nullptr;
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// The outgoing hand-off links of a prefill worker: one per decode worker, dialled when first needed, kept open, dialled again with growing pauses
-// while it is in use. A peer is an address and an incarnation: a worker that was restarted on the same port is another one.
+// The outgoing hand-off links of a prefill worker: one per decode worker, dialled when first needed, kept open, dialled again with growing
+// pauses while it is in use. A peer is an address and an incarnation: a worker that was restarted on the same port is another one.
 
 #include <cstdint>
 #include <functional>

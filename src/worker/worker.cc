@@ -23,7 +23,8 @@ constexpr Duration kDrainPoll = std::chrono::milliseconds(20);
 Status check(const wire::GenerateRequest& r) {
   const auto ids = static_cast<std::int64_t>(r.ids.size());
   if (ids == 0 || r.n_prompt < 1 || r.n_prompt > ids) return {Code::kInvalidArgument, "request: n_prompt is not within its ids"};
-  if (r.n < 1 || r.n > kChoicesMax || r.first_choice < 0 || r.first_choice > kChoicesMax) return {Code::kInvalidArgument, "request: n or first_choice"};
+  if (r.n < 1 || r.n > kChoicesMax || r.first_choice < 0 || r.first_choice > kChoicesMax)
+    return {Code::kInvalidArgument, "request: n or first_choice"};
   if (r.timeout <= Duration::zero()) return {Code::kDeadlineExceeded, "the request's deadline has passed"};
   return {};
 }
@@ -39,7 +40,8 @@ std::optional<std::string> parameter(std::string_view query, std::string_view na
     std::string out;
     for (std::size_t i = eq + 1; i < pair.size(); ++i) {
       unsigned byte = 0;
-      if (pair[i] == '%' && i + 2 < pair.size() && std::from_chars(pair.data() + i + 1, pair.data() + i + 3, byte, 16).ptr == pair.data() + i + 3) {
+      if (pair[i] == '%' && i + 2 < pair.size() &&
+          std::from_chars(pair.data() + i + 1, pair.data() + i + 3, byte, 16).ptr == pair.data() + i + 3) {
         out.push_back(static_cast<char>(byte));
         i += 2;
       } else {
@@ -53,14 +55,16 @@ std::optional<std::string> parameter(std::string_view query, std::string_view na
 
 class WorkerImpl final : public Worker {
  public:
-  WorkerImpl(net::EventLoop& loop, engine::Engine& engine, device::KvPool& pool, std::unique_ptr<transfer::Fabric> fabric, WorkerOptions options)
+  WorkerImpl(net::EventLoop& loop, engine::Engine& engine, device::KvPool& pool, std::unique_ptr<transfer::Fabric> fabric,
+             WorkerOptions options)
       : loop_(loop),
         engine_(engine),
         options_(std::move(options)),
         block_tokens_(pool.view().spec.block_tokens),
         fabric_(std::move(fabric)),
         target_(loop, engine, *fabric_,
-                {options_.incarnation, options_.name, options_.model_digest, options_.numerics_id, options_.kv, block_tokens_, pool.view().spec.row_bytes()},
+                {options_.incarnation, options_.name, options_.model_digest, options_.numerics_id, options_.kv, block_tokens_,
+                 pool.view().spec.row_bytes()},
                 options_.receiver, options_.lease_key),
         source_(
             loop, engine, *fabric_, hello(),
@@ -70,15 +74,17 @@ class WorkerImpl final : public Worker {
             options_.sender) {}
 
   Status listen() {
-    BATON_ASSIGN_OR_RETURN(links_, net::TcpLinkListener::listen(loop_, options_.host, options_.link_port, options_.link_listen_fd, {},
-                                                                [this](std::unique_ptr<net::Link> link) { target_.accept(std::move(link)); }));
+    BATON_ASSIGN_OR_RETURN(links_,
+                           net::TcpLinkListener::listen(loop_, options_.host, options_.link_port, options_.link_listen_fd, {},
+                                                        [this](std::unique_ptr<net::Link> link) { target_.accept(std::move(link)); }));
     net::HttpServerOptions http;
     http.host = options_.host;
     http.port = options_.http_port;
     http.listen_fd = options_.http_listen_fd;
-    BATON_ASSIGN_OR_RETURN(server_, net::HttpServer::listen(loop_, http, [this](net::HttpRequest request, std::shared_ptr<net::HttpResponder> responder) {
-                             handle(std::move(request), std::move(responder));
-                           }));
+    BATON_ASSIGN_OR_RETURN(
+        server_, net::HttpServer::listen(loop_, http, [this](net::HttpRequest request, std::shared_ptr<net::HttpResponder> responder) {
+          handle(std::move(request), std::move(responder));
+        }));
     return {};
   }
 
@@ -98,16 +104,16 @@ class WorkerImpl final : public Worker {
  private:
   struct Leg {
     std::string request;
-    std::optional<LeaseId> lease;                // decode leg
-    std::unique_ptr<wire::GenerateCall> call;    // decode leg with local prefill
-    std::optional<HandoffSource::Id> handoff;    // prefill leg
+    std::optional<LeaseId> lease;              // decode leg
+    std::unique_ptr<wire::GenerateCall> call;  // decode leg with local prefill
+    std::optional<HandoffSource::Id> handoff;  // prefill leg
     std::shared_ptr<LegStream> stream;
   };
   using LegNo = std::uint64_t;
 
   transfer::Hello hello() const {
-    return {options_.incarnation, options_.name, options_.model_digest, options_.numerics_id, options_.kv,
-            fabric_->export_pool({0, options_.kv.kv_heads})};
+    return {options_.incarnation, options_.name, options_.model_digest,
+            options_.numerics_id, options_.kv,   fabric_->export_pool({0, options_.kv.kv_heads})};
   }
   int retry_after_s() const {
     const auto s = engine_.status();
@@ -117,7 +123,8 @@ class WorkerImpl final : public Worker {
   Status admission() const {
     if (draining_) return {Code::kUnavailable, options_.name + " is draining"};
     if (engine_.status().failed) return {Code::kUnavailable, options_.name + "'s engine has failed"};
-    if (legs_.size() >= options_.legs_max) return {Code::kResourceExhausted, options_.name + " has " + std::to_string(legs_.size()) + " running legs"};
+    if (legs_.size() >= options_.legs_max)
+      return {Code::kResourceExhausted, options_.name + " has " + std::to_string(legs_.size()) + " running legs"};
     return {};
   }
 
@@ -219,7 +226,8 @@ void WorkerImpl::decode_leg(wire::DecodeLeg body, std::shared_ptr<net::HttpRespo
 void WorkerImpl::prefill_leg(wire::PrefillLeg body, std::shared_ptr<net::HttpResponder> responder) {
   Status s = admission();
   if (s.ok()) s = check(body.request);
-  if (s.ok() && (body.link_port < 1 || body.link_port > 65535 || body.link_host.empty())) s = Status(Code::kInvalidArgument, "link_host or link_port");
+  if (s.ok() && (body.link_port < 1 || body.link_port > 65535 || body.link_host.empty()))
+    s = Status(Code::kInvalidArgument, "link_host or link_port");
   if (!s.ok()) return refuse(*responder, s, retry_after_s());
   const LegNo no = next_leg_++;
   Leg leg;

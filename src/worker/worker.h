@@ -1,6 +1,6 @@
 #pragma once
-// An engine on the network: the reserve, prefill and decode legs over HTTP (wire/worker_api.h), and the hand-off links between workers. One loop, one
-// engine, one pool. Every worker can do both legs; its role is only what it tells the gateway.
+// An engine on the network: the reserve, prefill and decode legs over HTTP (wire/worker_api.h), and the hand-off links between workers. One
+// loop, one engine, one pool. Every worker can do both legs; its role is only what it tells the gateway.
 //
 //   POST /internal/decode           reserve and decode, or (local_prefill) prompt and output here
 //   POST /internal/prefill          compute the prompt and hand it over
@@ -28,17 +28,17 @@ namespace baton::worker {
 struct WorkerOptions {
   std::string name = "w0";
   wire::Role role = wire::Role::kBoth;
-  std::string host = "127.0.0.1";           // both listeners; workers are not for the world
-  int http_port = 0, http_listen_fd = -1;   // an fd is a listening socket that was handed over; port 0: any free one
+  std::string host = "127.0.0.1";          // both listeners; workers are not for the world
+  int http_port = 0, http_listen_fd = -1;  // an fd is a listening socket that was handed over; port 0: any free one
   int link_port = 0, link_listen_fd = -1;
-  Incarnation incarnation;                  // drawn by the caller at process start, never zero
-  std::uint64_t lease_key = 0;              // secret, drawn by the caller: lease ids come from it
+  Incarnation incarnation;      // drawn by the caller at process start, never zero
+  std::uint64_t lease_key = 0;  // secret, drawn by the caller: lease ids come from it
   std::string model_digest, numerics_id;
   wire::KvSchema kv;
-  std::int64_t max_model_len = 0;           // for status
+  std::int64_t max_model_len = 0;  // for status
   std::int32_t max_num_seqs = 0;
-  std::size_t legs_max = 4096;              // at once; beyond: 429
-  int copier_cpu = -1;                      // of the shm fabric's thread
+  std::size_t legs_max = 4096;  // at once; beyond: 429
+  int copier_cpu = -1;          // of the shm fabric's thread
   transfer::ReceiverOptions receiver;
   transfer::SenderOptions sender;
 };
@@ -51,7 +51,8 @@ class Worker {
   virtual int http_port() const = 0;
   virtual int link_port() const = 0;
   virtual wire::WorkerStatus status() const = 0;
-  // Takes no new legs; lets running ones finish for at most `limit`, then fails them; serves KV until it is acked or given up. `done` runs once.
+  // Takes no new legs; lets running ones finish for at most `limit`, then fails them; serves KV until it is acked or given up. `done` runs
+  // once.
   virtual void drain(Duration limit, std::function<void()> done) = 0;
 };
 

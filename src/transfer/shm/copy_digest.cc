@@ -9,8 +9,8 @@ namespace {
 // Small enough that what was copied is still in L1 when it is digested.
 constexpr std::int64_t kPiece = 8 << 10;
 
-// Runs are short (one block of one head) and scattered, so the hardware prefetcher starts anew on each: the next one is asked for while this one is
-// being worked on.
+// Runs are short (one block of one head) and scattered, so the hardware prefetcher starts anew on each: the next one is asked for while
+// this one is being worked on.
 inline void prefetch(const std::byte* p, std::int64_t bytes) {
   for (std::int64_t i = 0; i < std::min<std::int64_t>(bytes, kPiece); i += 64) __builtin_prefetch(p + i, 0, 3);
 }
@@ -43,7 +43,8 @@ Digest digest_runs(const std::byte* target, std::span<const ByteRun> runs) {
 bool runs_inside(std::span<const ByteRun> runs, std::size_t source_bytes, std::size_t target_bytes) {
   return std::all_of(runs.begin(), runs.end(), [&](const ByteRun& r) {
     const auto fits = [&](std::int64_t offset, std::size_t bytes) {
-      return offset >= 0 && r.bytes > 0 && static_cast<std::uint64_t>(offset) <= bytes && static_cast<std::uint64_t>(r.bytes) <= bytes - static_cast<std::uint64_t>(offset);
+      return offset >= 0 && r.bytes > 0 && static_cast<std::uint64_t>(offset) <= bytes &&
+             static_cast<std::uint64_t>(r.bytes) <= bytes - static_cast<std::uint64_t>(offset);
     };
     return fits(r.source, source_bytes) && fits(r.target, target_bytes);
   });

@@ -65,8 +65,9 @@ class ShmFabric final : public Fabric {
     };
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (fd < 0) return failed(std::strerror(errno));
-    struct stat info {};
-    const bool whole = ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && static_cast<std::uint64_t>(info.st_size) >= region.bytes && region.bytes > 0;
+    struct stat info{};
+    const bool whole =
+        ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && static_cast<std::uint64_t>(info.st_size) >= region.bytes && region.bytes > 0;
     void* base = whole ? ::mmap(nullptr, region.bytes, PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
     const int error = errno;
     ::close(fd);  // the mapping keeps the memory, also when its owner dies

@@ -1,6 +1,6 @@
 #pragma once
-// The fabric between processes of one host: D maps P's pool read-only through /proc/<pid>/fd/<fd> and copies on one thread of its own, digesting
-// each piece while it is in the nearest cache. P's only part is to keep its memory; it cannot write into D's.
+// The fabric between processes of one host: D maps P's pool read-only through /proc/<pid>/fd/<fd> and copies on one thread of its own,
+// digesting each piece while it is in the nearest cache. P's only part is to keep its memory; it cannot write into D's.
 //
 // Needs both processes to run as one user (or with ptrace rights) in one PID namespace; open() says so where they do not.
 

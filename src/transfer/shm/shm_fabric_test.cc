@@ -85,7 +85,8 @@ TEST_F(ShmFabricTest, FetchesFromAnotherProcess) {
     const auto digest = wait_for([&](Fabric::Done done) { fabric->fetch(*peer, *runs, std::move(done)); });
     ASSERT_TRUE(digest.ok()) << digest.status().to_string();
     EXPECT_TRUE(rows_equal(*pool, kHeads, to, 42, layer, {3, 40}));
-    const auto own = wait_for([&](Fabric::Done done) { fabric->digest(*plan_local({pool->view(), kHeads, to, 0}, layer, kHeads, {3, 40}), std::move(done)); });
+    const auto own = wait_for(
+        [&](Fabric::Done done) { fabric->digest(*plan_local({pool->view(), kHeads, to, 0}, layer, kHeads, {3, 40}), std::move(done)); });
     EXPECT_EQ(*own, *digest);
   }
   for (int fd : {ready[0], ready[1], bye[0], bye[1]}) close(fd);
@@ -110,7 +111,7 @@ TEST_F(ShmFabricTest, RunsThatLeaveARegionAreRefused) {
   auto peer = fabric->open(other->export_pool(kHeads)).value();
   const auto bytes = static_cast<std::int64_t>(std::min(pool->shared_region()->bytes, source->shared_region()->bytes));
   for (const ByteRun bad : {ByteRun{bytes * 8, 0, 64}, ByteRun{0, bytes * 8, 64}, ByteRun{-8, 0, 64}, ByteRun{0, -8, 64}, ByteRun{0, 0, 0},
-                        ByteRun{0, 0, bytes * 8}, ByteRun{0, 1, std::numeric_limits<std::int64_t>::max()}}) {
+                            ByteRun{0, 0, bytes * 8}, ByteRun{0, 1, std::numeric_limits<std::int64_t>::max()}}) {
     const auto r = wait_for([&](Fabric::Done done) { fabric->fetch(peer, {bad}, std::move(done)); });
     EXPECT_EQ(r.status().code(), Code::kDataLoss);
   }

@@ -1,0 +1,515 @@
+#include "worker/worker.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "net/http.h"
+#include "net/link.h"
+#include "worker/test_engine.h"
+
+namespace baton::worker {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::KvExecutor;
+using transfer::testing::TestPool;
+
+device::KvSpec spec_of(int block_tokens, int blocks) { return {4, 2, 16, device::DType::kBF16, block_tokens, blocks}; }
+
+struct TestWorker {
+  TestWorker(net::EventLoop& loop, const std::string& name, int block_tokens, int blocks,
+             const std::function<void(WorkerOptions&)>& change = {})
+      : pool(device::KvView::dense(spec_of(block_tokens, blocks)), spec_of(block_tokens, blocks).bytes()) {
+    auto own = std::make_unique<KvExecutor>(loop, pool);
+    executor = own.get();
+    engine::EngineOptions e;
+    e.kv_blocks = blocks;
+    e.block_tokens = block_tokens;
+    e.max_num_batched_tokens = 64;
+    engine = engine::Engine::create(loop, std::move(own), e);
+    WorkerOptions o;
+    o.name = name;
+    o.incarnation = Incarnation(std::hash<std::string>()(name) | 1);
+    o.lease_key = 99;
+    o.model_digest = "m";
+    o.numerics_id = "n";
+    o.kv = {4, 2, 16, "bf16"};
+    if (change) change(o);
+    worker = std::move(Worker::create(loop, *engine, pool, o)).value();
+  }
+  bool idle() const {
+    const auto s = worker->status();
+    return s.running == 0 && s.waiting == 0 && s.blocks_free + s.blocks_cached == s.blocks_total && engine->status().blocks_reserved == 0;
+  }
+  TestPool pool;
+  KvExecutor* executor;
+  std::unique_ptr<engine::Engine> engine;
+  std::unique_ptr<Worker> worker;
+};
+
+// A client's view of one leg.
+struct LegCall {
+  int status = 0;
+  std::string retry_after, body;
+  std::vector<wire::LegEvent> events;
+  std::optional<Status> done;
+  std::unique_ptr<net::HttpCall> call;
+
+  template <class T>
+  const T* find() const {
+    for (const auto& e : events) {
+      if (const auto* x = std::get_if<T>(&e)) return x;
+    }
+    return nullptr;
+  }
+  template <class T>
+  const T* last() const {
+    const T* found = nullptr;
+    for (const auto& e : events) {
+      if (const auto* x = std::get_if<T>(&e)) found = x;
+    }
+    return found;
+  }
+  std::map<std::pair<int, std::int32_t>, TokenId> tokens() const {
+    std::map<std::pair<int, std::int32_t>, TokenId> out;
+    const auto add = [&](const wire::TokenEvent& t) {
+      const auto [it, inserted] = out.try_emplace({t.choice, t.position}, t.token);
+      EXPECT_EQ(it->second, t.token);
+    };
+    for (const auto& e : events) {
+      if (const auto* c = std::get_if<wire::Committed>(&e)) std::for_each(c->first.begin(), c->first.end(), add);
+      if (const auto* t = std::get_if<wire::Tokens>(&e)) std::for_each(t->tokens.begin(), t->tokens.end(), add);
+    }
+    return out;
+  }
+  int finishes() const {
+    return static_cast<int>(
+        std::count_if(events.begin(), events.end(), [](const auto& e) { return std::holds_alternative<wire::FinishEvent>(e); }));
+  }
+};
+
+// Between P and D on their link: passes frames on, changes or cuts.
+class Proxy {
+ public:
+  Proxy(net::EventLoop& loop, int to_port) : loop_(loop), to_port_(to_port) {
+    listener_ = std::move(net::TcpLinkListener::listen(loop, "127.0.0.1", 0, -1, {}, [this](std::unique_ptr<net::Link> l) {
+                  on_link(std::move(l));
+                })).value();
+  }
+  int port() const { return listener_->port(); }
+  std::function<void(transfer::Message&)> to_d;  // may change a message, or call cut()
+  void cut() {
+    cut_ = true;
+    loop_.post([this] {
+      from_.reset();
+      to_.reset();
+    });
+  }
+
+ private:
+  void on_link(std::unique_ptr<net::Link> link) {
+    cut_ = false;
+    from_ = std::move(link);
+    reader_ = transfer::FrameReader();
+    net::connect_tcp(loop_, "127.0.0.1", to_port_, {}, [this](Result<std::unique_ptr<net::Link>> to) {
+      to_ = std::move(to).value();
+      to_->start({[this](std::string_view b) {
+                    if (!cut_) (void)from_->send(std::string(b));
+                  },
+                  [this](const Status&) { cut(); }});
+      from_->start({[this](std::string_view b) { pass(b); }, [this](const Status&) { cut(); }});
+    });
+  }
+  void pass(std::string_view bytes) {
+    reader_.append(bytes);
+    for (;;) {
+      auto m = reader_.next();
+      ASSERT_TRUE(m.ok());
+      if (!m->has_value()) return;
+      if (to_d) to_d(**m);
+      if (cut_) return;
+      ASSERT_TRUE(to_->send(transfer::encode(**m)).ok());
+    }
+  }
+  net::EventLoop& loop_;
+  const int to_port_;
+  std::unique_ptr<net::TcpLinkListener> listener_;
+  std::unique_ptr<net::Link> from_, to_;
+  transfer::FrameReader reader_;
+  bool cut_ = false;
+};
+
+class WorkerTest : public ::testing::Test {
+ protected:
+  // Runs the loop until it holds.
+  ::testing::AssertionResult until(const std::function<bool()>& condition) {
+    const TimePoint end = loop_.clock().now() + std::chrono::seconds(20);
+    bool held = false;
+    std::function<void()> poll = [&] {
+      held = condition();
+      if (held || loop_.clock().now() > end) return loop_.stop();
+      loop_.after(std::chrono::microseconds(100), poll);
+    };
+    poll_ = poll;
+    loop_.post(poll);
+    loop_.run();
+    return held ? ::testing::AssertionSuccess() : ::testing::AssertionFailure() << "it did not happen";
+  }
+  std::shared_ptr<LegCall> call(const TestWorker& w, const std::string& method, const std::string& target, std::string body = "") {
+    auto leg = std::make_shared<LegCall>();
+    net::HttpClientRequest r;
+    r.method = method;
+    r.host = "127.0.0.1";
+    r.port = w.worker->http_port();
+    r.target = target;
+    r.body = std::move(body);
+    auto pending = std::make_shared<std::string>();
+    leg->call = client_->call(std::move(r), {.on_headers =
+                                                 [leg](int status, const net::Headers& h) {
+                                                   leg->status = status;
+                                                   leg->retry_after = std::string(h.get("retry-after"));
+                                                 },
+                                             .on_data =
+                                                 [leg, pending](std::string_view data) {
+                                                   leg->body.append(data);
+                                                   if (leg->status != 200) return;
+                                                   pending->append(data);
+                                                   for (std::size_t at; (at = pending->find('\n')) != std::string::npos;
+                                                        pending->erase(0, at + 1)) {
+                                                     auto e = wire::leg_event_from_json(std::string_view(*pending).substr(0, at));
+                                                     ASSERT_TRUE(e.ok()) << e.status().to_string();
+                                                     leg->events.push_back(std::move(e).value());
+                                                   }
+                                                 },
+                                             .on_done = [leg](Status s) { leg->done = std::move(s); }});
+    return leg;
+  }
+  wire::GenerateRequest request(int n_prompt, int max_tokens, int n = 1, std::uint64_t content = 1) {
+    wire::GenerateRequest r;
+    r.id = "r" + std::to_string(++requests_);
+    Rng rng(content);
+    for (int i = 0; i < n_prompt; ++i) r.ids.push_back(static_cast<TokenId>(rng.below(testing::kVocab)));
+    r.n_prompt = n_prompt;
+    r.sampling.max_tokens = max_tokens;
+    r.sampling.temperature = n > 1 ? 1.0f : 0.0f;
+    r.seed = 7;
+    r.n = n;
+    r.timeout = std::chrono::seconds(60);
+    return r;
+  }
+  std::shared_ptr<LegCall> decode(const TestWorker& d, const wire::GenerateRequest& r, bool local = false) {
+    return call(d, "POST", "/internal/decode", wire::to_json(wire::DecodeLeg{r, Attempt(1), local}));
+  }
+  std::shared_ptr<LegCall> prefill(const TestWorker& p, const TestWorker& d, const wire::GenerateRequest& r, LeaseId lease, int attempt = 1,
+                                   int port = 0) {
+    return call(p, "POST", "/internal/prefill",
+                wire::to_json(wire::PrefillLeg{r, Attempt(static_cast<std::uint32_t>(attempt)), lease, "d", "127.0.0.1",
+                                               port ? port : d.worker->link_port(), d.worker->status().incarnation}));
+  }
+  LeaseId lease_of(const LegCall& leg) {
+    EXPECT_TRUE(until([&] { return leg.find<wire::Reserved>() != nullptr || leg.done.has_value(); }));
+    const auto* r = leg.find<wire::Reserved>();
+    EXPECT_NE(r, nullptr) << leg.body;
+    return r ? r->lease : LeaseId();
+  }
+  void expect_reference(const LegCall& leg, const wire::GenerateRequest& r, int count) {
+    const auto tokens = leg.tokens();
+    EXPECT_EQ(tokens.size(), static_cast<std::size_t>(r.n * count));
+    for (int c = 0; c < r.n; ++c) {
+      const auto expected = KvExecutor::reference(r, spec_of(8, 1), c, count);
+      for (int i = 0; i < count; ++i) {
+        const auto it = tokens.find({c, static_cast<std::int32_t>(r.ids.size()) + i});
+        ASSERT_TRUE(it != tokens.end()) << "choice " << c << " token " << i << " is missing";
+        ASSERT_EQ(it->second, expected[static_cast<std::size_t>(i)]) << "choice " << c << " token " << i;
+      }
+    }
+  }
+
+  net::EventLoop loop_;
+  std::unique_ptr<net::HttpClient> client_ = net::HttpClient::create(loop_);
+  std::function<void()> poll_;
+  int requests_ = 0;
+};
+
+TEST_F(WorkerTest, HandedOverTokensAreThoseOfTheReference) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  int i = 0;
+  for (int n_prompt : {1, 7, 16, 63, 200}) {
+    for (int n : {1, 3}) {
+      SCOPED_TRACE(std::to_string(n_prompt) + " tokens, n " + std::to_string(n));
+      const auto r = request(n_prompt, 5, n, static_cast<std::uint64_t>(100 + ++i));
+      auto dl = decode(d, r);
+      auto pl = prefill(p, d, r, lease_of(*dl));
+      ASSERT_TRUE(until([&] { return dl->done && pl->done; }));
+      expect_reference(*dl, r, 5);
+      expect_reference(*pl, r, 1);
+      EXPECT_EQ(dl->finishes(), n);
+      ASSERT_TRUE(pl->find<wire::Committed>());
+      EXPECT_TRUE(std::holds_alternative<wire::Done>(dl->events.back()));
+      EXPECT_TRUE(std::holds_alternative<wire::Done>(pl->events.back()));
+      const auto* served = pl->last<wire::Served>();
+      EXPECT_EQ(served->kv_bytes, static_cast<std::int64_t>(spec_of(8, 1).bytes_per_token()) * n_prompt);
+      EXPECT_LE(served->kv_bytes_early, served->kv_bytes);
+      EXPECT_TRUE(until([&] { return p.idle() && d.idle(); }));
+    }
+  }
+  EXPECT_EQ(p.worker->status().handoffs_ok, 10u);
+  EXPECT_EQ(d.worker->status().handoffs_ok, 10u);
+  EXPECT_EQ(d.worker->status().kv_bytes, p.worker->status().kv_bytes);
+}
+
+TEST_F(WorkerTest, AggregatedLegAndManyAtOnce) {
+  TestWorker p(loop_, "p", 16, 200), d(loop_, "d", 8, 400);
+  std::vector<wire::GenerateRequest> requests;
+  std::vector<std::shared_ptr<LegCall>> legs;
+  for (int i = 0; i < 24; ++i) {
+    requests.push_back(request(5 + i * 4, 6, 1, static_cast<std::uint64_t>(i)));
+    legs.push_back(decode(d, requests.back(), i % 3 == 0));
+  }
+  for (int i = 0; i < 24; ++i) {
+    if (i % 3 != 0) legs.push_back(prefill(p, d, requests[static_cast<std::size_t>(i)], lease_of(*legs[static_cast<std::size_t>(i)])));
+  }
+  ASSERT_TRUE(until([&] { return std::all_of(legs.begin(), legs.end(), [](const auto& l) { return l->done.has_value(); }); }));
+  for (std::size_t i = 0; i < 24; ++i) expect_reference(*legs[i], requests[i], 6);
+  EXPECT_TRUE(legs[0]->find<wire::Started>());
+  EXPECT_TRUE(until([&] { return p.idle() && d.idle(); }));
+}
+
+TEST_F(WorkerTest, OnlyWhatTheTargetLacksTravels) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  auto r = request(100, 4);
+  for (int turn = 0; turn < 2; ++turn) {
+    auto dl = decode(d, r);
+    auto pl = prefill(p, d, r, lease_of(*dl));
+    ASSERT_TRUE(until([&] { return dl->done && pl->done; }));
+    expect_reference(*dl, r, 4);
+    const auto bytes = pl->last<wire::Served>()->kv_bytes;
+    const auto per_token = static_cast<std::int64_t>(spec_of(8, 1).bytes_per_token());
+    EXPECT_EQ(bytes, per_token * (turn == 0 ? 100 : 100 - 96)) << "12 of D's blocks of 8 are cached";
+    r.id = "again";
+  }
+}
+
+TEST_F(WorkerTest, FirstTokenThatEndsTheRequestSendsNoKv) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  for (bool known : {true, false}) {
+    auto r = request(40, known ? 1 : 10, 1, known ? 5 : 6);
+    if (!known) r.sampling.eos_ids = {KvExecutor::reference(r, spec_of(8, 1), 0, 1)[0]};
+    auto dl = decode(d, r);
+    auto pl = prefill(p, d, r, lease_of(*dl));
+    ASSERT_TRUE(until([&] { return pl->done.has_value(); }));
+    EXPECT_EQ(pl->finishes(), 1);
+    EXPECT_TRUE(std::holds_alternative<wire::Done>(pl->events.back()));
+    EXPECT_EQ(pl->last<wire::Served>()->kv_bytes, 0);
+    dl->call.reset();  // the gateway has everything
+    EXPECT_TRUE(until([&] { return p.idle() && d.idle(); }));
+  }
+}
+
+// The connections are closed after any number of computed layers, on both sides in either order, and before any.
+TEST_F(WorkerTest, ClosingCancelsInEveryState) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  for (int layers = 0; layers < 14; ++layers) {
+    for (int order = 0; order < 3; ++order) {
+      SCOPED_TRACE(std::to_string(layers) + " layers, order " + std::to_string(order));
+      p.executor->set_budget(layers);
+      d.executor->set_budget(std::max(0, layers - 8));
+      const auto r = request(100, 50, 2, static_cast<std::uint64_t>(layers * 10 + order));
+      auto dl = decode(d, r);
+      auto pl = prefill(p, d, r, lease_of(*dl));
+      ASSERT_TRUE(until([&] { return p.executor->stalled() || d.executor->stalled() || pl->done; }));
+      if (order != 1) pl->call.reset();
+      if (order != 2) dl->call.reset();
+      p.executor->run_on();
+      d.executor->run_on();
+      if (order == 1) {
+        ASSERT_TRUE(until([&] { return pl->done.has_value(); })) << "a dead lease ends the prefill";
+      }
+      pl->call.reset();
+      dl->call.reset();
+      ASSERT_TRUE(until([&] { return p.idle() && d.idle(); }));
+    }
+  }
+  // And both still work.
+  const auto r = request(50, 5, 1, 9999);
+  auto dl = decode(d, r);
+  auto pl = prefill(p, d, r, lease_of(*dl));
+  ASSERT_TRUE(until([&] { return dl->done && pl->done; }));
+  expect_reference(*dl, r, 5);
+}
+
+TEST_F(WorkerTest, ACutLinkNacksAndAHigherAttemptGoesOn) {
+  TestWorker p(loop_, "p", 16, 64), q(loop_, "q", 32, 64), d(loop_, "d", 8, 160);
+  Proxy proxy(loop_, d.worker->link_port());
+  for (int frames = 0; frames < 12; ++frames) {
+    SCOPED_TRACE("cut after frame " + std::to_string(frames));
+    int seen = 0;
+    proxy.to_d = [&](transfer::Message& m) {
+      if (!std::holds_alternative<transfer::Hello>(m) && seen++ == frames) proxy.cut();
+    };
+    const auto r = request(90, 5, 1, static_cast<std::uint64_t>(500 + frames));
+    auto dl = decode(d, r);
+    const LeaseId lease = lease_of(*dl);
+    auto first = prefill(p, d, r, lease, 1, proxy.port());
+    ASSERT_TRUE(until([&] { return first->done.has_value(); }));
+    if (!dl->find<wire::Committed>()) {
+      const auto* nacked = first->find<wire::Nacked>();
+      const auto* failed = first->find<wire::Failed>();
+      ASSERT_TRUE(nacked || failed) << first->body;
+      EXPECT_TRUE(retryable(nacked ? nacked->status.code() : failed->status.code()));
+      auto second = prefill(q, d, r, lease, 2);
+      ASSERT_TRUE(until([&] { return second->done.has_value(); }));
+      EXPECT_TRUE(second->find<wire::Committed>()) << second->body;
+    }
+    ASSERT_TRUE(until([&] { return dl->done.has_value(); }));
+    expect_reference(*dl, r, 5);
+    EXPECT_TRUE(until([&] { return p.idle() && q.idle() && d.idle(); }));
+  }
+}
+
+TEST_F(WorkerTest, ADigestThatDoesNotMatchIsNeverDecoded) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  Proxy proxy(loop_, d.worker->link_port());
+  int chunks = 0;
+  proxy.to_d = [&](transfer::Message& m) {
+    auto* chunk = std::get_if<transfer::Chunk>(&m);
+    if (chunk != nullptr && ++chunks == 3) chunk->digest.low ^= 1;
+  };
+  const auto r = request(90, 5);
+  auto dl = decode(d, r);
+  const LeaseId lease = lease_of(*dl);
+  auto first = prefill(p, d, r, lease, 1, proxy.port());
+  ASSERT_TRUE(until([&] { return first->done.has_value(); }));
+  const auto* nacked = first->find<wire::Nacked>();
+  ASSERT_TRUE(nacked) << first->body;
+  EXPECT_EQ(nacked->status.code(), Code::kDataLoss);
+  EXPECT_FALSE(dl->find<wire::Committed>());
+  auto second = prefill(p, d, r, lease, 2, proxy.port());
+  ASSERT_TRUE(until([&] { return dl->done.has_value(); }));
+  expect_reference(*dl, r, 5);
+  EXPECT_EQ(dl->find<wire::Committed>()->attempt, Attempt(2));
+  EXPECT_EQ(d.worker->status().handoffs_failed, 1u);
+}
+
+TEST_F(WorkerTest, BackpressureBeginsAtTheReservation) {
+  TestWorker d(loop_, "d", 8, 16);
+  auto first = decode(d, request(80, 20));
+  (void)lease_of(*first);
+  auto second = decode(d, request(80, 20));
+  ASSERT_TRUE(until([&] { return second->done.has_value(); }));
+  EXPECT_EQ(second->status, 429);
+  EXPECT_EQ(second->retry_after, "1");
+  EXPECT_TRUE(std::holds_alternative<wire::Failed>(*wire::leg_event_from_json(second->body)));
+  first->call.reset();
+  ASSERT_TRUE(until([&] { return d.idle(); }));
+  (void)lease_of(*decode(d, request(80, 20)));
+}
+
+TEST_F(WorkerTest, PairsThatCannotWorkAreRefusedByName) {
+  TestWorker p(loop_, "p", 16, 64, [](WorkerOptions& o) { o.model_digest = "other"; }), d(loop_, "d", 8, 160);
+  const auto r = request(30, 5);
+  auto dl = decode(d, r);
+  auto pl = prefill(p, d, r, lease_of(*dl));
+  ASSERT_TRUE(until([&] { return pl->done.has_value(); }));
+  ASSERT_TRUE(pl->find<wire::Failed>()) << pl->body;
+  EXPECT_THAT(pl->find<wire::Failed>()->status.message(), HasSubstr("model digest differs"));
+  EXPECT_TRUE(retryable(pl->find<wire::Failed>()->status.code()));
+}
+
+TEST_F(WorkerTest, ARestartedDecodeWorkerIsAnotherOne) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  const auto r = request(30, 5);
+  auto dl = decode(d, r);
+  const LeaseId lease = lease_of(*dl);
+  auto pl = call(p, "POST", "/internal/prefill",
+                 wire::to_json(wire::PrefillLeg{r, Attempt(1), lease, "d", "127.0.0.1", d.worker->link_port(), Incarnation(4)}));
+  ASSERT_TRUE(until([&] { return pl->done.has_value(); }));
+  ASSERT_TRUE(pl->find<wire::Failed>()) << pl->body;
+  EXPECT_THAT(pl->find<wire::Failed>()->status.message(), HasSubstr("restarted"));
+}
+
+TEST_F(WorkerTest, DrainRefusesNewLegsAndFinishesOldOnes) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  const auto r = request(90, 5);
+  p.executor->set_budget(3);
+  auto dl = decode(d, r);
+  auto pl = prefill(p, d, r, lease_of(*dl));
+  ASSERT_TRUE(until([&] { return p.executor->stalled(); }));
+  bool drained = false;
+  p.worker->drain(std::chrono::seconds(10), [&] { drained = true; });
+  EXPECT_TRUE(p.worker->status().draining);
+  auto refused = prefill(p, d, request(10, 5), LeaseId(1));
+  ASSERT_TRUE(until([&] { return refused->done.has_value(); }));
+  EXPECT_EQ(refused->status, 503);
+  EXPECT_FALSE(refused->retry_after.empty());
+  EXPECT_FALSE(drained);
+  p.executor->run_on();
+  ASSERT_TRUE(until([&] { return drained; }));
+  EXPECT_TRUE(pl->find<wire::Committed>());
+  ASSERT_TRUE(until([&] { return dl->done.has_value(); }));
+  expect_reference(*dl, r, 5);
+
+  // What does not end in time fails, so that it can go on elsewhere.
+  d.executor->set_budget(2);
+  auto endless = decode(d, request(90, 5, 1, 77), true);
+  ASSERT_TRUE(until([&] { return d.executor->stalled(); }));
+  drained = false;
+  d.worker->drain(std::chrono::milliseconds(1), [&] { drained = true; });
+  ASSERT_TRUE(until([&] { return drained && endless->done; }));
+  EXPECT_EQ(endless->find<wire::Failed>()->status.code(), Code::kUnavailable);
+}
+
+TEST_F(WorkerTest, BadInputTouchesNothing) {
+  TestWorker d(loop_, "d", 8, 160);
+  const auto expect = [&](const std::string& method, const std::string& target, const std::string& body, int status) {
+    auto c = call(d, method, target, body);
+    ASSERT_TRUE(until([&] { return c->done.has_value(); }));
+    EXPECT_EQ(c->status, status) << method << " " << target << ": " << c->body;
+  };
+  expect("POST", "/internal/decode", "{", 400);
+  expect("POST", "/internal/prefill", "[]", 400);
+  expect("GET", "/nothing", "", 404);
+  expect("POST", "/internal/finish_choice?request=nobody&choice=0", "", 404);
+  expect("POST", "/internal/finish_choice?choice=x", "", 400);
+  expect("GET", "/health", "", 200);
+  expect("GET", "/internal/status", "", 200);
+  auto bad = request(10, 5);
+  bad.n_prompt = 11;
+  expect("POST", "/internal/decode", wire::to_json(wire::DecodeLeg{bad, Attempt(1), false}), 400);
+
+  // Strangers on the link port lose their connection, whatever they say, or nothing.
+  int closed = 0;
+  std::vector<std::unique_ptr<net::Link>> links;
+  const transfer::Key key{LeaseId(1), Attempt(1), Epoch(1)};
+  for (const std::string& say :
+       {std::string("GET / HTTP/1.1\r\n\r\n"), transfer::encode(transfer::Attach{key, "r", 5, {}}), std::string()}) {
+    net::connect_tcp(loop_, "127.0.0.1", d.worker->link_port(), {}, [&, say](Result<std::unique_ptr<net::Link>> l) {
+      links.push_back(std::move(l).value());
+      links.back()->start({[](std::string_view) {}, [&](const Status&) { ++closed; }});
+      if (!say.empty()) (void)links.back()->send(say);
+    });
+  }
+  EXPECT_TRUE(until([&] { return closed == 3; }));
+  EXPECT_TRUE(d.idle());
+}
+
+TEST_F(WorkerTest, AChoiceCanEndEarly) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  const auto r = request(30, 100, 2);
+  d.executor->set_budget(4 * 5);
+  auto dl = decode(d, r);
+  auto pl = prefill(p, d, r, lease_of(*dl));
+  ASSERT_TRUE(until([&] { return d.executor->stalled(); }));
+  auto end = call(d, "POST", "/internal/finish_choice?request=" + r.id + "&choice=1");
+  ASSERT_TRUE(until([&] { return end->done.has_value(); }));
+  EXPECT_EQ(end->status, 204);
+  d.executor->run_on();
+  ASSERT_TRUE(until([&] { return dl->done.has_value(); }));
+  const auto tokens = dl->tokens();
+  EXPECT_EQ(std::count_if(tokens.begin(), tokens.end(), [](const auto& t) { return t.first.first == 0; }), 100);
+  EXPECT_LT(std::count_if(tokens.begin(), tokens.end(), [](const auto& t) { return t.first.first == 1; }), 20);
+  EXPECT_EQ(dl->finishes(), 2);
+}
+
+}  // namespace
+}  // namespace baton::worker
