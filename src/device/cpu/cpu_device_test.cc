@@ -17,15 +17,15 @@
 #include "device/cpu/cores.h"
 #include "device/cpu/memory.h"
 
-// Counts every allocation of this test program by operator new.
+// Counts every allocation of this test program by operator new. (Not inlined: g++ would take the pairs apart and warn.)
 static std::atomic<long> allocations{0};
-void* operator new(std::size_t bytes) {
+[[gnu::noinline]] void* operator new(std::size_t bytes) {
   ++allocations;
   if (void* p = std::malloc(bytes == 0 ? 1 : bytes)) return p;
   std::abort();
 }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 
 namespace baton::device::cpu {
 namespace {
