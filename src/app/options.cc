@@ -2,6 +2,8 @@
 
 #include <spdlog/fmt/fmt.h>
 
+#include "app/args.h"
+
 namespace baton::app {
 
 void EngineFlags::add_to(CLI::App& app) {
@@ -67,6 +69,14 @@ std::vector<std::string> FrontFlags::args() const {
   if (!chat_template.empty()) out.insert(out.end(), {"--chat-template", chat_template});
   add_list("--served-model-name", served_model_name);
   return out;  // keys travel by environment: arguments can be read by every user of the machine
+}
+
+Result<std::int64_t> effective_max_model_len(const std::string& flag, std::int64_t model_positions) {
+  if (flag.empty() || flag == "auto" || flag == "-1") return model_positions;
+  BATON_ASSIGN_OR_RETURN(const std::int64_t wanted, parse_size(flag));
+  if (wanted < 1 || wanted > model_positions)
+    return Status(Code::kInvalidArgument, fmt::format("--max-model-len {}: the model was made for at most {} positions; give 1 to {}", flag, model_positions, model_positions));
+  return wanted;
 }
 
 }  // namespace baton::app

@@ -50,4 +50,7 @@ struct FrontFlags {
   std::vector<std::string> args() const;  // without host and port: the socket is handed over
 };
 
+// --max-model-len against what the model was made for; an error says the largest that is possible.
+Result<std::int64_t> effective_max_model_len(const std::string& flag, std::int64_t model_positions);
+
 }  // namespace baton::app

@@ -1,0 +1,89 @@
+// `baton worker`: one engine on the network.
+
+#include "worker/worker.h"
+
+#include <signal.h>
+#include <spdlog/fmt/fmt.h>
+
+#include "app/args.h"
+#include "app/commands.h"
+#include "app/engine_setup.h"
+#include "app/options.h"
+#include "app/supervisor.h"
+#include "base/log.h"
+#include "base/rng.h"
+#include "net/event_loop.h"
+
+namespace baton::app {
+namespace {
+
+struct WorkerFlags {
+  EngineFlags engine;
+  std::string name = "w0", role = "both", host = "127.0.0.1";
+  int port = 0, link_port = 0, http_fd = -1, link_fd = -1, lifetime_fd = -1, peers = 1;
+  double shutdown_timeout_s = 30;
+};
+
+Status run(const WorkerFlags& flags) {
+  net::EventLoop loop;
+  watch_lifetime(loop, flags.lifetime_fd);
+  BATON_ASSIGN_OR_RETURN(EngineSetup setup, set_up_engine(flags.engine, flags.peers, loop));
+  const model::ModelConfig& config = setup.files->config();
+  device::KvPool& pool = setup.executor->pool();
+
+  worker::WorkerOptions options;
+  options.name = flags.name;
+  options.role = *wire::role_from_string(flags.role);
+  options.host = flags.host;
+  options.http_port = flags.port;
+  options.http_listen_fd = flags.http_fd;
+  options.link_port = flags.link_port;
+  options.link_listen_fd = flags.link_fd;
+  options.incarnation = Incarnation(entropy_u64() | 1);
+  options.lease_key = entropy_u64();
+  options.model_digest = setup.files->digest();
+  options.numerics_id = setup.executor->numerics_id();
+  options.kv = {config.layers, config.kv_heads, config.head_dim, std::string(to_string(setup.kv_dtype))};
+  options.max_model_len = setup.options.max_model_len;
+  options.max_num_seqs = setup.options.max_num_seqs;
+  const auto engine = engine::Engine::create(loop, std::move(setup.executor), setup.options);
+  BATON_ASSIGN_OR_RETURN(const auto server, worker::Worker::create(loop, *engine, pool, std::move(options)));
+  log::info("{} ({}) listens on {}:{}, hand-off links on {}", flags.name, flags.role, flags.host, server->http_port(), server->link_port());
+  bool draining = false;
+  loop.on_signals({SIGTERM, SIGINT}, [&](int) {
+    if (draining) return loop.stop();
+    draining = true;
+    server->drain(Duration(static_cast<std::int64_t>(flags.shutdown_timeout_s * 1e6)), [&] { loop.stop(); });
+  });
+  loop.run();
+  return {};
+}
+
+}  // namespace
+
+int run_worker(Args args) {
+  WorkerFlags flags;
+  CLI::App app("One worker alone: loads MODEL and takes legs from a gateway (`baton gateway`). `baton serve` starts both.", "baton worker");
+  app.set_help_flag("-h,--help", "this text");
+  app.add_option("model,--model", flags.engine.model, "the model to load")->required();
+  app.add_option("--name", flags.name, "its name in logs and headers")->capture_default_str();
+  app.add_option("--role", flags.role, "prefill, decode or both")->check(CLI::IsMember({"prefill", "decode", "both"}))->capture_default_str();
+  app.add_option("--host", flags.host, "address to listen on; anyone who reaches it can use it")->capture_default_str();
+  app.add_option("--port", flags.port, "port for the gateway (0: any)")->check(CLI::Range(0, 65535))->capture_default_str();
+  app.add_option("--link-port", flags.link_port, "port for hand-off links (0: any)")->check(CLI::Range(0, 65535))->capture_default_str();
+  app.add_option("--peers", flags.peers, "engines that share this machine's memory")->check(CLI::Range(1, 1024))->capture_default_str();
+  app.add_option("--shutdown-timeout", flags.shutdown_timeout_s, "seconds that running requests get after SIGTERM")->capture_default_str();
+  app.add_option("--http-fd", flags.http_fd, "an inherited listening socket, from the supervisor")->group("");
+  app.add_option("--link-fd", flags.link_fd, "an inherited listening socket, from the supervisor")->group("");
+  app.add_option("--lifetime-fd", flags.lifetime_fd, "a pipe whose end means: exit")->group("");
+  std::string config;
+  app.add_option("--config", config, "YAML file of flags; the command line wins");
+  flags.engine.add_to(app);
+  if (const auto code = parse_args(app, std::move(args))) return *code;
+  log::init({flags.engine.log_level, flags.name});
+  if (flags.lifetime_fd >= 0) signal(SIGINT, SIG_IGN);  // the supervisor decides
+  const Status status = run(flags);
+  return status.ok() ? 0 : fail(status);
+}
+
+}  // namespace baton::app
