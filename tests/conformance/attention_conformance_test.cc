@@ -219,7 +219,10 @@ TEST_P(Attention, BitsDoNotDependOnChunksBatchPlacementOrThreads) {
     };
     check(alone, 1, "alone");
     check({all_of(work)}, 2, "all in one step");
-    for (int chunk : {1, 7, 64, 512}) check(chunked(work, chunk), 3, "chunks of " + std::to_string(chunk));
+    for (int chunk : {1, 7, 64, 512}) {
+      if (chunk == 1 && shape.heads != 9) continue;  // hundreds of steps; once will do
+      check(chunked(work, chunk), 3, "chunks of " + std::to_string(chunk));
+    }
   }
 }
 
