@@ -58,7 +58,7 @@ struct StepResult {
     std::vector<Sampled> sampled;  // one a choice, where the row samples
     std::vector<Sampled> prompt;   // prompt_logprobs: entry i is about token begin + i + 1, which is one of `ids`
   };
-  std::vector<Row> rows;  // in the plan's order
+  std::vector<Row> rows;  // in the plan's order; there may be more of them, of earlier steps
 };
 
 class StepExecutor {

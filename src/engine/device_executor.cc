@@ -1,0 +1,231 @@
+#include "engine/device_executor.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace baton::engine {
+namespace {
+
+constexpr Duration kIdleWait = std::chrono::seconds(1);     // nothing wakes the thread without a notification; a bound all the same
+constexpr Duration kStartDeadline = std::chrono::minutes(2);  // of the context, whose arena is touched at once
+
+}  // namespace
+
+Result<std::shared_ptr<LoadedModel>> load_model(const device::DeviceOptions& device, const model::ModelFiles& files, model::DecoderOptions options) {
+  auto loaded = std::make_shared<LoadedModel>();
+  BATON_ASSIGN_OR_RETURN(loaded->device, device::open_device(device));
+  BATON_ASSIGN_OR_RETURN(loaded->decoder, model::Decoder::load(*loaded->device, files, options));
+  loaded->options = std::move(options);
+  loaded->options.on_progress = nullptr;
+  return loaded;
+}
+
+Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::create(net::Executor& loop, std::shared_ptr<LoadedModel> model,
+                                                               const DeviceExecutorOptions& options) {
+  const model::ModelConfig& config = model->decoder->config();
+  device::KvSpec spec;
+  spec.layers = config.layers;
+  spec.kv_heads = config.kv_heads;
+  spec.head_dim = config.head_dim;
+  spec.dtype = options.kv_dtype;
+  spec.block_tokens = options.kv_block_tokens > 0 ? options.kv_block_tokens : model->device->info().kv_block_tokens;
+  const std::size_t block_bytes = spec.bytes_per_token() * static_cast<std::size_t>(spec.block_tokens);
+  spec.blocks = options.kv_blocks > 0 ? options.kv_blocks : static_cast<std::int32_t>(options.kv_bytes / block_bytes);
+  if (spec.blocks < 1) {
+    return {Code::kInvalidArgument, "a KV cache of " + std::to_string(options.kv_bytes) + " bytes holds no block of " +
+                                        std::to_string(spec.block_tokens) + " tokens; give at least --kv-cache-memory-bytes " +
+                                        std::to_string(block_bytes)};
+  }
+  BATON_ASSIGN_OR_RETURN(std::unique_ptr<device::KvPool> pool, model->device->create_kv_pool(spec));
+  std::unique_ptr<DeviceExecutor> executor(new DeviceExecutor(loop, std::move(model), std::move(pool), options));
+  std::unique_lock lock(executor->mutex_);
+  if (!executor->wake_.wait_for(lock, kStartDeadline, [&] { return executor->ready_; })) {
+    return {Code::kDeadlineExceeded, "the device's context was not ready within two minutes"};
+  }
+  if (!executor->created_.ok()) return executor->created_;
+  lock.unlock();
+  return executor;
+}
+
+DeviceExecutor::DeviceExecutor(net::Executor& loop, std::shared_ptr<LoadedModel> model, std::unique_ptr<device::KvPool> pool,
+                               const DeviceExecutorOptions& options)
+    : loop_(loop), model_(std::move(model)), pool_(std::move(pool)), options_(options), sampler_(model_->decoder->config().vocab) {
+  const model::DecoderOptions& d = model_->options;
+  const auto tokens = static_cast<std::size_t>(d.max_tokens), seqs = static_cast<std::size_t>(options.max_num_seqs);
+  const std::int64_t positions = d.max_positions > 0 ? d.max_positions : model_->decoder->config().max_positions;
+  const auto blocks = static_cast<std::size_t>((positions + kv_spec().block_tokens - 1) / kv_spec().block_tokens);
+  token_ids_.reserve(tokens);
+  positions_.reserve(tokens);
+  slots_.reserve(tokens);
+  q_start_.reserve(seqs + 1);
+  kv_len_.reserve(seqs);
+  block_tables_.reserve(seqs * std::min(blocks, static_cast<std::size_t>(kv_spec().blocks)));
+  logit_rows_.reserve(static_cast<std::size_t>(d.max_logit_rows));
+  first_logit_.reserve(seqs);
+  copies_.reserve(seqs);
+  mailbox_->result.rows.resize(seqs);
+  thread_ = std::thread([this] { run(); });
+}
+
+DeviceExecutor::~DeviceExecutor() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  thread_.join();
+}
+
+std::string DeviceExecutor::numerics_id() const { return model_->device->numerics_id(model_->options.compute, kv_spec().dtype); }
+
+void DeviceExecutor::start(Callbacks callbacks) { mailbox_->callbacks = std::move(callbacks); }
+
+void DeviceExecutor::submit(const StepPlan& plan) {
+  {
+    std::lock_guard lock(mutex_);
+    BATON_CHECK(plan_ == nullptr);
+    plan_ = &plan;
+  }
+  wake_.notify_all();
+}
+
+void DeviceExecutor::run() {
+  Result<std::unique_ptr<device::Context>> context = model_->device->create_context({.arena_bytes = model_->decoder->arena_bytes()});
+  {
+    std::lock_guard lock(mutex_);
+    ready_ = true;
+    created_ = context.status();
+  }
+  wake_.notify_all();
+  if (!context.ok()) return;
+  context_ = std::move(*context);
+  for (;;) {
+    const StepPlan* plan;
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait_for(lock, kIdleWait, [&] { return stop_ || plan_ != nullptr; });
+      if (stop_) break;
+      plan = plan_;
+    }
+    if (plan == nullptr) continue;
+    execute(*plan);
+    {
+      std::lock_guard lock(mutex_);
+      plan_ = nullptr;
+    }
+    loop_.post([mailbox = mailbox_] { mailbox->callbacks.on_result(mailbox->result); });
+  }
+  context_.reset();  // where it was made
+}
+
+void DeviceExecutor::execute(const StepPlan& plan) {
+  const TimePoint begin = clock_.now();
+  step_ = plan.step;
+  StepResult& result = mailbox_->result;
+  result.step = plan.step;
+  const float* logits = nullptr;
+  result.status = compute(plan, &logits);
+  if (result.status.ok()) sample(plan, logits);
+  result.elapsed = clock_.now() - begin;
+}
+
+Status DeviceExecutor::compute(const StepPlan& plan, const float** logits) {
+  fill(plan);
+  context_->reset_arena();
+  BATON_RETURN_IF_ERROR(context_->upload_step(meta_));
+  if (!copies_.empty()) context_->ops().copy_blocks(*pool_, copies_);
+  const bool report = std::any_of(plan.rows.begin(), plan.rows.end(), [](const StepRow& row) { return row.report_layers; });
+  BATON_ASSIGN_OR_RETURN(const device::Tensor output,
+                         model_->decoder->forward(*context_, meta_, *pool_, report ? &DeviceExecutor::on_layer : nullptr, this));
+  const void* host = nullptr;
+  if (!logit_rows_.empty()) {
+    BATON_ASSIGN_OR_RETURN(host, context_->download(output));
+  }
+  BATON_RETURN_IF_ERROR(context_->synchronize(options_.step_deadline));
+  *logits = static_cast<const float*>(host);
+  return {};
+}
+
+void DeviceExecutor::on_layer(void* self, std::uint64_t layer) {
+  const auto& e = *static_cast<const DeviceExecutor*>(self);
+  e.loop_.post([mailbox = e.mailbox_, step = e.step_, layer] { mailbox->callbacks.on_layer(step, static_cast<int>(layer)); });
+}
+
+void DeviceExecutor::fill(const StepPlan& plan) {
+  token_ids_.clear();
+  positions_.clear();
+  slots_.clear();
+  q_start_.clear();
+  kv_len_.clear();
+  logit_rows_.clear();
+  first_logit_.clear();
+  copies_.clear();
+  for (const auto& copy : plan.copies) copies_.push_back({.from = copy.from, .to = copy.to});
+
+  std::int32_t max_blocks = 0;
+  for (const StepRow& row : plan.rows) {
+    max_blocks = std::max(max_blocks, (row.end + kv_spec().block_tokens - 1) / kv_spec().block_tokens);
+    fill_row(row);
+  }
+  q_start_.push_back(static_cast<std::int32_t>(token_ids_.size()));
+  block_tables_.assign(plan.rows.size() * static_cast<std::size_t>(max_blocks), 0);
+  for (std::size_t r = 0; r < plan.rows.size(); ++r) {
+    const std::vector<BlockId>& blocks = *plan.rows[r].blocks;
+    const auto used = std::min(static_cast<std::size_t>(max_blocks), blocks.size());
+    for (std::size_t b = 0; b < used; ++b) block_tables_[r * static_cast<std::size_t>(max_blocks) + b] = blocks[b].value;
+  }
+  meta_.token_ids = token_ids_;
+  meta_.positions = positions_;
+  meta_.slots = slots_;
+  meta_.q_start = q_start_;
+  meta_.kv_len = kv_len_;
+  meta_.block_tables = block_tables_;
+  meta_.max_blocks = max_blocks;
+  meta_.logit_rows = logit_rows_;
+}
+
+void DeviceExecutor::fill_row(const StepRow& row) {
+  const int size = kv_spec().block_tokens;
+  const auto first_token = static_cast<std::int32_t>(token_ids_.size());
+  q_start_.push_back(first_token);
+  kv_len_.push_back(row.end);
+  for (std::int32_t t = row.begin; t < row.end; ++t) {
+    token_ids_.push_back((*row.ids)[static_cast<std::size_t>(t)]);
+    positions_.push_back(t);
+    slots_.push_back((*row.blocks)[static_cast<std::size_t>(t / size)].value * size + t % size);
+  }
+  first_logit_.push_back(static_cast<std::int32_t>(logit_rows_.size()));
+  const auto end_token = static_cast<std::int32_t>(token_ids_.size());
+  if (row.prompt_logprobs >= 0) {
+    for (std::int32_t t = first_token; t < end_token; ++t) logit_rows_.push_back(t);
+  } else if (row.sample) {
+    logit_rows_.push_back(end_token - 1);
+  }
+}
+
+void DeviceExecutor::sample(const StepPlan& plan, const float* logits) {
+  const auto vocab = static_cast<std::size_t>(model_->decoder->config().vocab);
+  const auto row_of = [&](std::int32_t index) { return std::span(logits + static_cast<std::size_t>(index) * vocab, vocab); };
+  StepResult& result = mailbox_->result;
+  if (result.rows.size() < plan.rows.size()) result.rows.resize(plan.rows.size());
+  for (std::size_t r = 0; r < plan.rows.size(); ++r) {
+    const StepRow& row = plan.rows[r];
+    StepResult::Row& out = result.rows[r];
+    out.seq = row.seq;
+    std::int32_t logit = first_logit_[r];
+    out.prompt.clear();
+    if (row.prompt_logprobs >= 0) {
+      const std::int32_t last = std::min(row.end, static_cast<std::int32_t>(row.ids->size()) - 1);
+      for (std::int32_t t = row.begin + 1; t <= last; ++t) {
+        sampler_.logprobs(row_of(logit + t - 1 - row.begin), (*row.ids)[static_cast<std::size_t>(t)], row.prompt_logprobs, out.prompt.emplace_back());
+      }
+      logit += row.end - 1 - row.begin;
+    }
+    out.sampled.resize(row.sample ? static_cast<std::size_t>(row.sample->choices) : 0);
+    for (std::size_t c = 0; c < out.sampled.size(); ++c) {
+      sampler_.sample(row_of(logit), *row.sample, *row.ids, row.sample->first_choice + static_cast<int>(c), out.sampled[c]);
+    }
+  }
+}
+
+}  // namespace baton::engine
