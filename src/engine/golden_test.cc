@@ -193,7 +193,7 @@ TEST_F(Golden, TokensDoNotDependOnNeighbours) {
     for (int i = 0; i < batch; ++i) {
       sinks.push_back(std::make_shared<Sink>());
       const bool ours = i == batch / 2 || i == batch - 1;
-      const auto r = !ours ? request(20 + 13 * i, 100 + static_cast<std::uint64_t>(i), i % 2 == 0, 10 + 2 * i) : i == batch / 2 ? greedy : drawn;
+      const auto r = !ours ? request(20 + 13 * i, 100 + static_cast<std::uint64_t>(i), i % 2 == 0, 10 + 2 * i) : i == batch - 1 ? drawn : greedy;
       calls.push_back(e.engine->generate(r, sinks.back()));
     }
     ASSERT_TRUE(loop_.run_until([&] { return std::all_of(sinks.begin(), sinks.end(), [](const auto& s) { return s->done.has_value(); }); }));
