@@ -241,7 +241,11 @@ TEST(Linear, Int8HasTheSameBitsOnEveryInstructionSet) {
 }
 
 // A row's bits do not depend on the batch, on its place in the batch, or on the team.
-TEST(Linear, RowsKeepTheirBits) {
+class LinearBits : public testing::TestWithParam<ComputeType> {};
+INSTANTIATE_TEST_SUITE_P(ComputeTypes, LinearBits, testing::ValuesIn(kComputes),
+                         [](const auto& info) { return std::string(to_string(info.param)); });
+TEST_P(LinearBits, RowsKeepTheirs) {
+  const ComputeType compute = GetParam();
   Team alone({}), pair(two_cores());
   std::vector<std::int64_t> sizes;
   for (std::int64_t m = 1; m <= 40; ++m) sizes.push_back(m);
@@ -251,23 +255,21 @@ TEST(Linear, RowsKeepTheirBits) {
     const std::int64_t n = 41, k = block_weights(format) == 1 ? 275 : block_weights(format) == 32 ? 320 : 512;
     const Matrix m(format, n, k, 31);
     const std::vector<float> x = activations(kTokens, k, 32);
-    for (const ComputeType compute : kComputes) {
-      for (const Isa isa : isas()) {
-        if (isa == Isa::kScalar && format != WeightFormat::kBF16 && format != WeightFormat::kQ4_1) continue;  // slow; one code for all
-        const auto linear = make(isa, {m.weight}, compute);
-        std::vector<float> golden;
-        for (std::int64_t t = 0; t < kTokens; ++t) {
-          const std::vector<float> row = run(*linear, alone, x.data() + t * k, k, 1);
-          golden.insert(golden.end(), row.begin(), row.end());
-        }
-        for (const std::int64_t size : sizes) {
-          for (Team* team : {&alone, &pair}) {
-            const std::int64_t first = size * 7 % (kTokens - size + 1);
-            const std::vector<float> out = run(*linear, *team, x.data() + first * k, k, size);
-            for (std::int64_t t = 0; t < size; ++t) {
-              ASSERT_EQ(0, std::memcmp(out.data() + t * n, golden.data() + (first + t) * n, static_cast<std::size_t>(n) * sizeof(float)))
-                  << name(isa, format, compute) << ": token " << t << " of a batch of " << size << ", team of " << team->size();
-            }
+    for (const Isa isa : isas()) {
+      if (isa == Isa::kScalar && format != WeightFormat::kBF16 && format != WeightFormat::kQ4_1) continue;  // slow; one code for all
+      const auto linear = make(isa, {m.weight}, compute);
+      std::vector<float> golden;
+      for (std::int64_t t = 0; t < kTokens; ++t) {
+        const std::vector<float> row = run(*linear, alone, x.data() + t * k, k, 1);
+        golden.insert(golden.end(), row.begin(), row.end());
+      }
+      for (const std::int64_t size : sizes) {
+        for (Team* team : {&alone, &pair}) {
+          const std::int64_t first = size * 7 % (kTokens - size + 1);
+          const std::vector<float> out = run(*linear, *team, x.data() + first * k, k, size);
+          for (std::int64_t t = 0; t < size; ++t) {
+            ASSERT_EQ(0, std::memcmp(out.data() + t * n, golden.data() + (first + t) * n, static_cast<std::size_t>(n) * sizeof(float)))
+                << name(isa, format, compute) << ": token " << t << " of a batch of " << size << ", team of " << team->size();
           }
         }
       }
