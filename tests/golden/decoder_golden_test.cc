@@ -1,0 +1,316 @@
+// The decoder's logits against a numpy reference (tools/golden_decoder.py): random models of every family in both containers, and the
+// default model on the prompts of prompts.jsonl.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+
+#include "device/device.h"
+#include "model/decoder.h"
+#include "model/random_model.h"
+#include "tests/golden/golden.h"
+
+namespace baton {
+namespace {
+
+using device::ComputeType;
+using device::DType;
+using model::Decoder;
+using model::DecoderOptions;
+using model::ModelFiles;
+using model::testing::RandomModel;
+using nlohmann::json;
+
+template <class T>
+T must(Result<T> result) {
+  BATON_CHECK_MSG(result.ok(), result.status().to_string());
+  return std::move(result).value();
+}
+
+struct LayerLog {
+  std::vector<std::uint64_t> layers;
+  static void note(void* user, std::uint64_t layer) { static_cast<LayerLog*>(user)->layers.push_back(layer); }
+};
+
+// A decoder with a pool for one sequence, whose blocks lie in reverse order.
+class Runner {
+ public:
+  Runner(device::Device& device, const ModelFiles& files, ComputeType compute, DType kv, std::int64_t positions_max) : device_(device) {
+    DecoderOptions options;
+    options.compute = compute;
+    options.max_positions = positions_max;
+    options.max_tokens = 128;
+    options.max_logit_rows = 128;
+    decoder_ = must(Decoder::load(device, files, options));
+    const model::ModelConfig& c = decoder_->config();
+    device::KvSpec spec;
+    spec.layers = c.layers;
+    spec.kv_heads = c.kv_heads;
+    spec.head_dim = c.head_dim;
+    spec.dtype = kv;
+    block_ = device.info().kv_block_tokens;
+    spec.block_tokens = block_;
+    spec.blocks = static_cast<std::int32_t>((positions_max + block_ - 1) / block_);
+    pool_ = must(device.create_kv_pool(spec));
+    for (std::int32_t i = spec.blocks - 1; i >= 0; --i) table_.push_back(i);
+    context_ = must(device.create_context({.arena_bytes = decoder_->arena_bytes()}));
+  }
+
+  const Decoder& decoder() const { return *decoder_; }
+  const LayerLog& log() const { return log_; }
+
+  // Logits of positions `first` and later, `chunk` tokens a step. `visit(position, logits)`.
+  template <class Visit>
+  void run(const std::vector<TokenId>& ids, std::size_t first, std::size_t chunk, Visit&& visit) {
+    const auto vocab = static_cast<std::size_t>(decoder_->config().vocab);
+    for (std::size_t begin = 0; begin < ids.size(); begin += chunk) {
+      const std::size_t end = std::min(ids.size(), begin + chunk);
+      std::vector<std::int32_t> positions, slots, rows;
+      for (std::size_t p = begin; p < end; ++p) {
+        const auto position = static_cast<std::int32_t>(p);
+        positions.push_back(position);
+        slots.push_back(table_[p / static_cast<std::size_t>(block_)] * block_ + position % block_);
+        if (p >= first) rows.push_back(static_cast<std::int32_t>(p - begin));
+      }
+      const std::vector<std::int32_t> q_start = {0, static_cast<std::int32_t>(end - begin)}, kv_len = {static_cast<std::int32_t>(end)};
+      device::StepMeta meta;
+      meta.token_ids = std::span(ids).subspan(begin, end - begin);
+      meta.positions = positions;
+      meta.slots = slots;
+      meta.q_start = q_start;
+      meta.kv_len = kv_len;
+      meta.block_tables = table_;
+      meta.max_blocks = static_cast<std::int32_t>(table_.size());
+      meta.logit_rows = rows;
+      context_->reset_arena();
+      ASSERT_TRUE(context_->upload_step(meta).ok());
+      log_.layers.clear();
+      const device::Tensor logits = must(decoder_->forward(*context_, meta, *pool_, &LayerLog::note, &log_));
+      ASSERT_TRUE(context_->synchronize(std::chrono::seconds(60)).ok());
+      if (rows.empty()) continue;
+      const auto* values = static_cast<const float*>(must(context_->download(logits)));
+      for (std::size_t r = 0; r < rows.size(); ++r) {
+        visit(begin + static_cast<std::size_t>(rows[r]), std::span(values + r * vocab, vocab));
+      }
+    }
+  }
+
+ private:
+  device::Device& device_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<device::KvPool> pool_;
+  std::unique_ptr<device::Context> context_;
+  std::vector<std::int32_t> table_;
+  int block_ = 0;
+  LayerLog log_;
+};
+
+std::unique_ptr<device::Device> cpu() {
+  device::DeviceOptions options;
+  options.threads = 1;
+  return must(device::open_device(options));
+}
+
+// How far logits are from a golden's most likely ones.
+struct Difference {
+  double worst = 0, squares = 0;
+  std::int64_t values = 0, positions = 0, same_top = 0;
+
+  void add(std::span<const float> logits, const json& ids, const json& golden) {
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      const double d = std::abs(static_cast<double>(logits[ids[i].get<std::size_t>()]) - golden[i].get<double>());
+      worst = std::max(worst, d);
+      squares += d * d;
+      ++values;
+    }
+    ++positions;
+    same_top += std::max_element(logits.begin(), logits.end()) - logits.begin() == ids[0].get<std::int64_t>();
+  }
+  double rms() const { return std::sqrt(squares / static_cast<double>(std::max<std::int64_t>(values, 1))); }
+  double agreement() const { return static_cast<double>(same_top) / static_cast<double>(std::max<std::int64_t>(positions, 1)); }
+  std::string text() const {
+    char line[160];
+    std::snprintf(line, sizeof line, "%ld positions, top-1 equal at %.2f %%, logits differ by %.5f rms, %.5f at worst",
+                  static_cast<long>(positions), 100 * agreement(), rms(), worst);
+    return line;
+  }
+};
+
+RandomModel random_model(const json& spec) {
+  RandomModel m;
+  m.family = spec["family"];
+  m.layers = spec["layers"];
+  m.hidden = spec["hidden"];
+  m.ffn = spec["ffn"];
+  m.heads = spec["heads"];
+  m.kv_heads = spec["kv_heads"];
+  m.head_dim = spec["head_dim"];
+  m.vocab = spec["vocab"];
+  m.context = spec["context"];
+  m.tied = spec["tied"];
+  m.seed = spec["seed"];
+  m.format = spec["type"] == "Q8_0" ? device::WeightFormat::kQ8_0 : device::WeightFormat::kF32;
+  if (spec.contains("rope_scaling")) {
+    const json& s = spec["rope_scaling"];
+    const bool linear = s["rope_type"] == "linear";
+    m.rope_scaling.kind = linear ? model::RopeScaling::Kind::kLinear : model::RopeScaling::Kind::kLlama3;
+    m.rope_scaling.factor = s["factor"];
+    if (!linear) {
+      m.rope_scaling.low_freq_factor = s["low_freq_factor"];
+      m.rope_scaling.high_freq_factor = s["high_freq_factor"];
+      m.rope_scaling.original_max_position = s["original_max_position_embeddings"];
+    }
+  }
+  return m;
+}
+
+class RandomModels : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = ::testing::TempDir() + "/golden_XXXXXX";
+    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+    dir_ = pattern;
+  }
+  void TearDown() override { std::filesystem::remove_all(dir_); }
+
+  // Each golden in each container that has its format.
+  template <class Check>
+  void for_each(Check&& check) {
+    for (const json& golden : golden::read_json("decoder_random.json")) {
+      const RandomModel m = random_model(golden["model"]);
+      model::testing::write_gguf_model(m, dir_ + "/m.gguf");
+      std::vector<std::string> paths = {dir_ + "/m.gguf"};
+      if (m.format != device::WeightFormat::kQ8_0) {
+        model::testing::write_huggingface_model(m, dir_ + "/folder");
+        paths.push_back(dir_ + "/folder");
+      }
+      for (const std::string& path : paths) {
+        SCOPED_TRACE(golden["name"].get<std::string>() + " in " + path);
+        check(golden, *must(ModelFiles::open(path)));
+      }
+    }
+  }
+
+  Difference compare(const json& golden, const ModelFiles& files, ComputeType compute, DType kv, std::size_t chunk = 128) {
+    const auto device = cpu();
+    Runner runner(*device, files, compute, kv, 256);
+    const auto ids = golden["ids"].get<std::vector<TokenId>>();
+    const auto rows = golden["rows"].get<std::vector<std::size_t>>();
+    Difference difference;
+    runner.run(ids, 0, chunk, [&](std::size_t position, std::span<const float> logits) {
+      const auto row = std::find(rows.begin(), rows.end(), position);
+      if (row == rows.end()) return;
+      const auto at = static_cast<std::size_t>(row - rows.begin());
+      difference.add(logits, golden["top"][at], golden["logits"][at]);
+    });
+    EXPECT_EQ(difference.positions, static_cast<std::int64_t>(rows.size()));
+    return difference;
+  }
+
+  std::string dir_;
+};
+
+// Logits spread by 3. Two to three layers of sums over at most 160 terms in f32, whose unit is 6e-8, stay well under 1e-4; goldens have
+// five digits.
+TEST_F(RandomModels, F32) {
+  for_each([&](const json& golden, const ModelFiles& files) {
+    const Difference d = compare(golden, files, ComputeType::kF32, DType::kF32);
+    EXPECT_LT(d.worst, 1e-4) << d.text();
+  });
+}
+
+// bf16 keeps 8 bits: each product is off by up to 2^-8, the sums' errors add like a random walk over some ten roundings in a row.
+TEST_F(RandomModels, Bf16) {
+  for_each([&](const json& golden, const ModelFiles& files) {
+    const Difference d = compare(golden, files, ComputeType::kBF16, DType::kBF16);
+    EXPECT_LT(d.rms(), 3 * 0.01) << d.text();
+  });
+}
+
+// int8 activations keep 7 bits of the largest of 32 values.
+TEST_F(RandomModels, Int8) {
+  for_each([&](const json& golden, const ModelFiles& files) {
+    const Difference d = compare(golden, files, ComputeType::kInt8, DType::kBF16);
+    EXPECT_LT(d.rms(), 3 * 0.03) << d.text();
+  });
+}
+
+TEST_F(RandomModels, LogitsDoNotDependOnChunks) {
+  for_each([&](const json& golden, const ModelFiles& files) {
+    const auto device = cpu();
+    const auto ids = golden["ids"].get<std::vector<TokenId>>();
+    for (const ComputeType compute : {ComputeType::kF32, ComputeType::kInt8}) {
+      Runner runner(*device, files, compute, DType::kBF16, 256);
+      std::vector<std::vector<float>> whole(ids.size());
+      runner.run(ids, 0, 128, [&](std::size_t p, std::span<const float> logits) { whole[p].assign(logits.begin(), logits.end()); });
+      for (const std::size_t chunk : {1u, 7u, 64u}) {
+        runner.run(ids, 100, chunk, [&](std::size_t p, std::span<const float> logits) {
+          EXPECT_TRUE(std::equal(logits.begin(), logits.end(), whole[p].begin())) << "chunks of " << chunk << ", position " << p;
+        });
+      }
+    }
+  });
+}
+
+// Every layer is reported once and in order, also by a step that wants no logits.
+TEST_F(RandomModels, ReportsLayers) {
+  for_each([&](const json& golden, const ModelFiles& files) {
+    const auto device = cpu();
+    Runner runner(*device, files, ComputeType::kF32, DType::kF32, 256);
+    const auto ids = golden["ids"].get<std::vector<TokenId>>();
+    std::vector<std::uint64_t> all(static_cast<std::size_t>(files.config().layers));
+    for (std::size_t i = 0; i < all.size(); ++i) all[i] = i;
+    for (const std::size_t first : {std::size_t{0}, ids.size()}) {
+      runner.run(ids, first, 128, [](std::size_t, std::span<const float>) {});
+      EXPECT_EQ(runner.log().layers, all);
+    }
+    EXPECT_GT(runner.decoder().weight_bytes(), 0u);
+  });
+}
+
+// What a bit of KV or arithmetic costs on the real model: figures in the output, bounds loose.
+class DefaultModel : public ::testing::Test {
+ protected:
+  void SetUp() override { BATON_SKIP_WITHOUT_MODEL(golden::default_model()); }
+
+  Difference compare(ComputeType compute, DType kv, std::size_t prompts) {
+    const auto device = must(device::open_device({}));
+    const auto files = must(ModelFiles::open(golden::default_model_path()));
+    Runner runner(*device, *files, compute, kv, 2048);
+    Difference difference;
+    const json goldens = golden::read_json("decoder_smollm2.json");
+    for (std::size_t i = 0; i < goldens.size(); i += std::max<std::size_t>(goldens.size() / prompts, 1)) {
+      const json& g = goldens[i];
+      const auto ids = g["ids"].get<std::vector<TokenId>>();
+      const auto first = g["first"].get<std::size_t>();
+      runner.run(ids, first, 128, [&](std::size_t position, std::span<const float> logits) {
+        difference.add(logits, g["top"][position - first], g["logits"][position - first]);
+      });
+    }
+    std::printf("%s, KV %s: %s\n", std::string(device::to_string(compute)).c_str(), std::string(device::to_string(kv)).c_str(),
+                difference.text().c_str());
+    return difference;
+  }
+};
+
+TEST_F(DefaultModel, F32) {
+  const Difference d = compare(ComputeType::kF32, DType::kF32, 50);
+  EXPECT_LT(d.worst, 0.01) << d.text();
+  EXPECT_GE(d.agreement(), 0.99) << d.text();
+}
+
+TEST_F(DefaultModel, Bf16) {
+  const Difference d = compare(ComputeType::kBF16, DType::kBF16, 50);
+  EXPECT_GE(d.agreement(), 0.9) << d.text();
+}
+
+TEST_F(DefaultModel, Int8) {
+  const Difference d = compare(ComputeType::kInt8, DType::kBF16, 50);
+  EXPECT_GE(d.agreement(), 0.9) << d.text();
+}
+
+}  // namespace
+}  // namespace baton
