@@ -82,7 +82,7 @@ def default_model(path, tokens):
     for name, ids in prompts(path):
         whole = ids + model.generate(ids, tokens)
         first = len(ids) - 1
-        entries.append(entry(name, whole[:-1], first, model.forward(whole[:-1])[first:], 5))
+        entries.append(entry(name, whole[:-1], first, model.forward(whole[:-1], first=first), 5))
         print(name, len(ids), file=sys.stderr)
     write("decoder_smollm2.json", entries)
 

@@ -182,8 +182,8 @@ class Model:
         first, second = (x[..., 0::2], x[..., 1::2]) if self.config.interleaved else (x[..., :half], x[..., half:])
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
-    def forward(self, ids, cache=None):
-        """Logits [len(ids), vocab]; `cache` is a list that grows with the context, for calls that continue."""
+    def forward(self, ids, cache=None, first=0):
+        """Logits [len(ids) - first, vocab]; `cache` is a list that grows with the context, for calls that continue."""
         c, w = self.config, self.w
         cache = [] if cache is None else cache
         start = cache[0][0].shape[0] if cache else 0
@@ -220,11 +220,11 @@ class Model:
             n = self.norm(x, g("ffn_norm"))
             gate = n @ g("gate").T
             x = x + (gate / (1 + np.exp(-gate)) * (n @ g("up").T)) @ g("down").T
-        return self.norm(x, w["norm"]) @ w["head"].T
+        return self.norm(x[first:], w["norm"]) @ w["head"].T
 
     def generate(self, ids, tokens):
         cache, out = [], []
-        logits = self.forward(ids, cache)[-1:]
+        logits = self.forward(ids, cache, len(ids) - 1)
         for _ in range(tokens):
             out.append(int(np.argmax(logits[-1])))
             if len(out) < tokens:

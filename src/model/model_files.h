@@ -18,7 +18,7 @@ struct TextFiles {
   std::string tokenizer_json;        // for text::Tokenizer::from_json
   std::string chat_template;         // Jinja; "" if the model has none
   std::string bos_token, eos_token;  // texts
-  bool add_bos = false;
+  bool add_bos = false;              // what the file says; the tokenizer itself acts on it
 };
 
 class ModelFiles {
@@ -35,6 +35,7 @@ class ModelFiles {
   virtual std::string digest() const = 0;
   // "Q4_1", "BF16": the most common format among the linear layers.
   virtual device::WeightFormat dominant_format() const = 0;
+  // All tensors of the model, as the file stores them.
   virtual std::int64_t weight_bytes() const = 0;
 
   // Tensors by canonical name: "embed", "head", "norm",

@@ -213,28 +213,28 @@ class RandomModels : public ::testing::Test {
   std::string dir_;
 };
 
-// Logits spread by 3. Two to three layers of sums over at most 160 terms in f32, whose unit is 6e-8, stay well under 1e-4; goldens have
-// five digits.
+// Logits spread by 3. Two to three layers of sums over at most 192 terms in f32, whose unit is 6e-8, stay within the goldens' five digits.
 TEST_F(RandomModels, F32) {
   for_each([&](const json& golden, const ModelFiles& files) {
     const Difference d = compare(golden, files, ComputeType::kF32, DType::kF32);
-    EXPECT_LT(d.worst, 1e-4) << d.text();
+    EXPECT_LT(d.worst, 3e-5) << d.text();
   });
 }
 
-// bf16 keeps 8 bits: each product is off by up to 2^-8, the sums' errors add like a random walk over some ten roundings in a row.
+// bf16 keeps 8 bits, so that each of some ten roundings in a row is off by about 2^-9 of values that spread by 3: 0.006 * sqrt(10) = 0.02
+// rms.
 TEST_F(RandomModels, Bf16) {
   for_each([&](const json& golden, const ModelFiles& files) {
     const Difference d = compare(golden, files, ComputeType::kBF16, DType::kBF16);
-    EXPECT_LT(d.rms(), 3 * 0.01) << d.text();
+    EXPECT_LT(d.rms(), 0.05) << d.text();
   });
 }
 
-// int8 activations keep 7 bits of the largest of 32 values.
+// int8 activations keep 7 bits of the largest of 32 values, which is about twice their spread: 0.05 rms by the same count.
 TEST_F(RandomModels, Int8) {
   for_each([&](const json& golden, const ModelFiles& files) {
     const Difference d = compare(golden, files, ComputeType::kInt8, DType::kBF16);
-    EXPECT_LT(d.rms(), 3 * 0.03) << d.text();
+    EXPECT_LT(d.rms(), 0.1) << d.text();
   });
 }
 
@@ -268,6 +268,41 @@ TEST_F(RandomModels, ReportsLayers) {
       EXPECT_EQ(runner.log().layers, all);
     }
     EXPECT_GT(runner.decoder().weight_bytes(), 0u);
+  });
+}
+
+TEST_F(RandomModels, ArenaIsExact) {
+  for_each([&](const json&, const ModelFiles& files) {
+    const auto device = cpu();
+    DecoderOptions options;
+    options.max_tokens = 8;
+    options.max_logit_rows = 8;
+    const auto decoder = must(Decoder::load(*device, files, options));
+    device::KvSpec spec;
+    spec.layers = decoder->config().layers;
+    spec.kv_heads = decoder->config().kv_heads;
+    spec.head_dim = decoder->config().head_dim;
+    spec.block_tokens = device->info().kv_block_tokens;
+    spec.blocks = 1;
+    const auto pool = must(device->create_kv_pool(spec));
+    const std::vector<std::int32_t> numbers = {0, 1, 2, 3, 4, 5, 6, 7}, q_start = {0, 8}, kv_len = {8}, table = {0};
+    for (const std::size_t less : {std::size_t{0}, device::kScratchAlignment}) {
+      device::ContextOptions arena;
+      arena.arena_bytes = decoder->arena_bytes() - less;
+      const auto context = must(device->create_context(arena));
+      device::StepMeta meta;
+      meta.token_ids = meta.positions = meta.slots = meta.logit_rows = numbers;
+      meta.q_start = q_start;
+      meta.kv_len = kv_len;
+      meta.block_tables = table;
+      meta.max_blocks = 1;
+      ASSERT_TRUE(context->upload_step(meta).ok());
+      const auto logits = decoder->forward(*context, meta, *pool, nullptr, nullptr);
+      EXPECT_EQ(logits.ok(), less == 0) << logits.status().to_string();
+      if (!logits.ok()) {
+        EXPECT_EQ(logits.status().code(), Code::kResourceExhausted);
+      }
+    }
   });
 }
 
