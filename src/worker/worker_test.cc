@@ -141,6 +141,10 @@ class Proxy {
 
 class WorkerTest : public ::testing::Test {
  protected:
+  // A call's callbacks hold the leg, and the leg its call.
+  void TearDown() override {
+    for (auto& leg : legs_) leg->call.reset();
+  }
   // Runs the loop until it holds.
   ::testing::AssertionResult until(const std::function<bool()>& condition) {
     const TimePoint end = loop_.clock().now() + std::chrono::seconds(20);
@@ -157,6 +161,7 @@ class WorkerTest : public ::testing::Test {
   }
   std::shared_ptr<LegCall> call(const TestWorker& w, const std::string& method, const std::string& target, std::string body = "") {
     auto leg = std::make_shared<LegCall>();
+    legs_.push_back(leg);
     net::HttpClientRequest r;
     r.method = method;
     r.host = "127.0.0.1";
@@ -228,6 +233,7 @@ class WorkerTest : public ::testing::Test {
   net::EventLoop loop_;
   std::unique_ptr<net::HttpClient> client_ = net::HttpClient::create(loop_);
   std::function<void()> poll_;
+  std::vector<std::shared_ptr<LegCall>> legs_;
   int requests_ = 0;
 };
 
