@@ -1,0 +1,260 @@
+#include "worker/node.h"
+
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include "base/log.h"
+#include "worker/legs.h"
+
+namespace baton::worker {
+namespace {
+
+constexpr int kChoicesMax = 1024;
+constexpr Duration kDrainPoll = std::chrono::milliseconds(20);
+
+Status check(const wire::GenerateRequest& r) {
+  const auto ids = static_cast<std::int64_t>(r.ids.size());
+  if (ids == 0 || r.n_prompt < 1 || r.n_prompt > ids) return {Code::kInvalidArgument, "request: n_prompt is not within its ids"};
+  if (r.n < 1 || r.n > kChoicesMax || r.first_choice < 0 || r.first_choice > kChoicesMax)
+    return {Code::kInvalidArgument, "request: n or first_choice"};
+  if (r.timeout <= Duration::zero()) return {Code::kDeadlineExceeded, "the request's deadline has passed"};
+  return {};
+}
+
+// The raw value of a query parameter, percent-decoded.
+std::optional<std::string> parameter(std::string_view query, std::string_view name) {
+  while (!query.empty()) {
+    const auto end = std::min(query.find('&'), query.size());
+    const std::string_view pair = query.substr(0, end);
+    query.remove_prefix(std::min(end + 1, query.size()));
+    const auto eq = pair.find('=');
+    if (eq == std::string_view::npos || pair.substr(0, eq) != name) continue;
+    std::string out;
+    for (std::size_t i = eq + 1; i < pair.size(); ++i) {
+      unsigned byte = 0;
+      if (pair[i] == '%' && i + 2 < pair.size() &&
+          std::from_chars(pair.data() + i + 1, pair.data() + i + 3, byte, 16).ptr == pair.data() + i + 3) {
+        out.push_back(static_cast<char>(byte));
+        i += 2;
+      } else {
+        out.push_back(pair[i]);
+      }
+    }
+    return out;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+Node::Node(net::Executor& loop, engine::Engine& engine, transfer::Fabric& fabric, PeerLinks::Dialer dialer, WorkerOptions options)
+    : loop_(loop),
+      engine_(engine),
+      options_(std::move(options)),
+      own_(fabric.export_pool({0, options_.kv.kv_heads})),
+      target_(loop, engine, fabric,
+              {options_.incarnation, options_.name, options_.model_digest, options_.numerics_id, options_.kv, own_.view.spec.block_tokens,
+               own_.view.spec.row_bytes()},
+              options_.receiver, options_.lease_key),
+      source_(loop, engine, fabric, {options_.incarnation, options_.name, options_.model_digest, options_.numerics_id, options_.kv, own_},
+              std::move(dialer), options_.sender) {}
+
+Node::~Node() {
+  if (drain_timer_) loop_.cancel(*drain_timer_);
+  *alive_ = false;
+}
+
+int Node::retry_after_s() const {
+  const auto s = engine_.status();
+  if (s.prefill_tokens_per_s <= 0) return 1;
+  return static_cast<int>(std::clamp(static_cast<double>(s.queued_prefill_tokens) / s.prefill_tokens_per_s, 1.0, 60.0));
+}
+
+Status Node::admission() const {
+  if (draining_) return {Code::kUnavailable, options_.name + " is draining"};
+  if (engine_.status().failed) return {Code::kUnavailable, options_.name + "'s engine has failed"};
+  if (legs_.size() >= options_.legs_max)
+    return {Code::kResourceExhausted, options_.name + " has " + std::to_string(legs_.size()) + " running legs"};
+  return {};
+}
+
+std::function<void()> Node::closer(LegNo no) {
+  return [this, alive = alive_, no] {
+    if (*alive) close_leg(no);
+  };
+}
+
+// ---------------------------------------------------------------------------------------------------------------- routes
+
+void Node::handle(net::HttpRequest request, std::shared_ptr<net::HttpResponder> responder) {
+  const auto answer = [&](const Status& s) { refuse(*responder, s, retry_after_s()); };
+  const auto json = [&](int status, std::string body) {
+    net::Headers headers;
+    headers.add("content-type", "application/json");
+    responder->respond(status, std::move(headers), std::move(body));
+  };
+  if (request.method == "POST" && request.path == "/internal/decode") {
+    auto leg = wire::decode_leg_from_json(request.body);
+    return leg.ok() ? decode_leg(std::move(leg).value(), std::move(responder)) : answer(leg.status());
+  }
+  if (request.method == "POST" && request.path == "/internal/prefill") {
+    auto leg = wire::prefill_leg_from_json(request.body);
+    return leg.ok() ? prefill_leg(std::move(leg).value(), std::move(responder)) : answer(leg.status());
+  }
+  if (request.method == "POST" && request.path == "/internal/finish_choice") {
+    const Status s = finish_choice(request.query);
+    return s.ok() ? responder->respond(204, {}, "") : answer(s);
+  }
+  if (request.method == "GET" && request.path == "/internal/status") return json(200, wire::to_json(status()));
+  if (request.method == "GET" && request.path == "/health") {
+    if (engine_.status().failed) return answer(Status(Code::kUnavailable, "the engine has failed"));
+    return json(200, "{}");
+  }
+  answer(Status(Code::kNotFound, request.method + " " + request.path + " is nothing that a worker serves"));
+}
+
+// The leg's answer is complete, or nobody reads it any more: whatever it still holds is given up.
+void Node::close_leg(LegNo no) {
+  auto node = legs_.extract(no);
+  if (node.empty()) return;
+  if (node.mapped().lease) target_.close(*node.mapped().lease);
+  if (node.mapped().handoff) source_.close(*node.mapped().handoff);
+}
+
+void Node::accept_leg(LegNo no, Leg leg, net::HttpResponder& responder) {
+  const auto stream = leg.stream;
+  legs_.emplace(no, std::move(leg));
+  responder.on_close(closer(no));
+  stream->start();
+}
+
+void Node::decode_leg(wire::DecodeLeg body, std::shared_ptr<net::HttpResponder> responder) {
+  Status s = admission();
+  if (s.ok()) s = check(body.request);
+  if (!s.ok()) return refuse(*responder, s, retry_after_s());
+  const LegNo no = next_leg_++;
+  Leg leg;
+  leg.request = body.request.id;
+  leg.stream = LegStream::create(loop_, responder);
+  auto sink = std::make_shared<DecodeLegSink>(leg.stream, options_.name, body.local_prefill, closer(no));
+  if (body.local_prefill) {
+    leg.call = engine_.generate(std::move(body.request), std::move(sink));
+  } else {
+    const auto lease = target_.reserve(body.request, std::move(sink));
+    if (!lease.ok()) return refuse(*responder, lease.status(), retry_after_s());
+    leg.lease = *lease;
+    leg.stream->send(wire::Reserved{*lease});
+  }
+  accept_leg(no, std::move(leg), *responder);
+}
+
+void Node::prefill_leg(wire::PrefillLeg body, std::shared_ptr<net::HttpResponder> responder) {
+  Status s = admission();
+  if (s.ok()) s = check(body.request);
+  if (s.ok() && (body.link_port < 1 || body.link_port > 65535 || body.link_host.empty()))
+    s = Status(Code::kInvalidArgument, "link_host or link_port");
+  if (!s.ok()) return refuse(*responder, s, retry_after_s());
+  const LegNo no = next_leg_++;
+  Leg leg;
+  leg.request = body.request.id;
+  leg.stream = LegStream::create(loop_, responder);
+  wire::Served served;
+  served.prefill_worker = options_.name;
+  served.decode_worker = body.decode_worker;
+  served.disaggregated = true;
+  served.attempts = static_cast<int>(body.attempt.value);
+  served.prompt_tokens = body.request.n_prompt;
+  auto sink = std::make_shared<PrefillLegSink>(leg.stream, std::move(served), body.attempt, closer(no));
+  const auto handoff = source_.start(std::move(body), std::move(sink));
+  if (!handoff.ok()) return refuse(*responder, handoff.status(), retry_after_s());
+  leg.handoff = *handoff;
+  accept_leg(no, std::move(leg), *responder);
+}
+
+Status Node::finish_choice(const std::string& query) {
+  const auto request = parameter(query, "request"), choice = parameter(query, "choice");
+  int number = -1;
+  if (!request || !choice || std::from_chars(choice->data(), choice->data() + choice->size(), number).ec != std::errc() || number < 0) {
+    return {Code::kInvalidArgument, "finish_choice needs request and choice"};
+  }
+  bool found = false;
+  for (auto& [no, leg] : legs_) {
+    if (leg.request != *request || leg.handoff) continue;
+    found = true;
+    if (leg.lease) target_.finish_choice(*leg.lease, number);
+    if (leg.call) leg.call->finish_choice(number);
+  }
+  if (!found) return {Code::kNotFound, "no decode leg of request " + *request};
+  return {};
+}
+
+// ---------------------------------------------------------------------------------------------------------------- status and drain
+
+wire::WorkerStatus Node::status() const {
+  const auto engine = engine_.status();
+  const auto target = target_.stats();
+  const auto source = source_.stats();
+  wire::WorkerStatus s;
+  s.name = options_.name;
+  s.role = options_.role;
+  s.incarnation = options_.incarnation;
+  s.model_digest = options_.model_digest;
+  s.numerics_id = options_.numerics_id;
+  s.kv = options_.kv;
+  s.link_port = options_.link_port;
+  s.ready = !engine.failed && !draining_;
+  s.draining = draining_;
+  s.running = engine.running;
+  s.waiting = engine.waiting;
+  s.block_tokens = own_.view.spec.block_tokens;
+  s.blocks_total = engine.blocks_total;
+  s.blocks_free = engine.blocks_free;
+  s.blocks_cached = engine.blocks_cached;
+  s.max_num_seqs = options_.max_num_seqs;
+  s.max_model_len = options_.max_model_len;
+  s.queued_prefill_tokens = engine.queued_prefill_tokens;
+  s.prefill_tokens_per_s = engine.prefill_tokens_per_s;
+  s.steps = engine.steps;
+  s.oldest_held_ms = to_ms(std::max(target.oldest_held, source.oldest_held));
+  s.prompt_tokens = engine.prompt_tokens;
+  s.prompt_tokens_computed = engine.prompt_tokens_computed;
+  s.generation_tokens = engine.generation_tokens;
+  s.preemptions = engine.preemptions;
+  s.prefix_queries = engine.prefix_queries;
+  s.prefix_hits = engine.prefix_hits;
+  // Each hand-off has one source and one target; every worker counts its own side.
+  s.handoffs_ok = target.committed + source.acked;
+  s.handoffs_failed = target.nacked + source.failed;
+  s.kv_bytes = target.kv_bytes + source.kv_bytes;
+  return s;
+}
+
+void Node::drain(Duration limit, std::function<void()> done) {
+  if (draining_) return;
+  draining_ = true;
+  drained_ = std::move(done);
+  drain_deadline_ = loop_.clock().now() + limit;
+  log::info("{} drains: {} legs run", options_.name, legs_.size());
+  drain_step();
+}
+
+void Node::drain_step() {
+  drain_timer_.reset();
+  // Past the limit the legs fail, which lets the gateway go on elsewhere; held KV then ends by the hand-offs' own deadlines.
+  if (loop_.clock().now() >= drain_deadline_) {
+    std::vector<LegNo> left;
+    for (const auto& [no, leg] : legs_) left.push_back(no);
+    for (LegNo no : left) {
+      legs_.at(no).stream->end(wire::Failed{Status(Code::kUnavailable, options_.name + " is going down")});
+      close_leg(no);
+    }
+  }
+  const auto target = target_.stats();
+  int leases = 0;
+  for (int n : target.by_state) leases += n;
+  if (legs_.empty() && leases == 0 && source_.stats().open == 0) return std::exchange(drained_, nullptr)();
+  drain_timer_ = loop_.after(kDrainPoll, [this] { drain_step(); });
+}
+
+}  // namespace baton::worker
