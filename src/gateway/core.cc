@@ -49,7 +49,7 @@ RequestKey Core::submit(TimePoint now, wire::GenerateRequest base) {
   wake_at(request, request.deadline);
   note(request, now, "arrived");
   start_run(request, 0, now);
-  sweep();
+  sweep(now);
   return key;
 }
 
@@ -58,7 +58,7 @@ void Core::cancel(TimePoint now, RequestKey key) {
   if (request == nullptr) return;
   ++stats_.cancelled;
   close(*request, now, Status(Code::kCancelled, "the client went away"));
-  sweep();
+  sweep(now);
 }
 
 void Core::finish_choice(TimePoint now, RequestKey key, int choice) {
@@ -72,6 +72,7 @@ void Core::finish_choice(TimePoint now, RequestKey key, int choice) {
     finish(*request, now, Status());
   } else if (Run* run = request->run_of(choice); run != nullptr) {
     if (run->n == 1) {  // nothing else hangs on its legs
+      if (run->state == RunState::kQueued) queue_.erase(queue_key(*request, static_cast<std::size_t>(run - request->runs.data())));
       cancel_leg(run->prefill_leg);
       cancel_leg(run->decode_leg);
       run->state = RunState::kEnded;
@@ -80,7 +81,7 @@ void Core::finish_choice(TimePoint now, RequestKey key, int choice) {
       actions_.push_back(FinishChoice{run->decode_worker, request->base.id, choice});
     }
   }
-  sweep();
+  sweep(now);
 }
 
 // --- ends of a request
@@ -110,6 +111,7 @@ void Core::close(Request& request, TimePoint now, const Status& status) {
   for (Run& run : request.runs) {
     cancel_leg(run.prefill_leg);
     cancel_leg(run.decode_leg);
+    if (run.state == RunState::kQueued) queue_.erase(queue_key(request, static_cast<std::size_t>(&run - request.runs.data())));
     run.state = RunState::kEnded;
   }
   wakes_.erase({request.wake, request.key});
@@ -135,9 +137,47 @@ void Core::finish_if_complete(Request& request, TimePoint now) {
   if (!open || now >= *request.linger_until) finish(request, now, Status());
 }
 
-void Core::sweep() {
+void Core::sweep(TimePoint now) {
+  if (std::exchange(room_changed_, false)) dispatch_queue(now);
   for (const RequestKey key : closed_) requests_.erase(key);
   closed_.clear();
+}
+
+// --- waiting for room
+
+Core::QueueKey Core::queue_key(const Request& request, std::size_t run_index) const {
+  return {request.base.priority, request.arrival, request.key, run_index};
+}
+
+// The request's own deadline bounds the wait; the number of requests in flight bounds the queue.
+void Core::enqueue(Request& request, std::size_t run_index, TimePoint now) {
+  Run& run = request.runs[run_index];
+  run.state = RunState::kQueued;
+  run.tried.refused.clear();
+  run.deadline = kNever;
+  run.waiting_for = "room on a decode worker";
+  if (queue_.insert(queue_key(request, run_index)).second && !dispatching_) {
+    ++stats_.queued;
+    note(request, now, "queued", run.refusal ? run.refusal->message() : "");
+  }
+}
+
+// Starts runs from the head until one finds no room. Nobody overtakes it: what was short of room for it would be taken by smaller ones for ever.
+void Core::dispatch_queue(TimePoint now) {
+  if (dispatching_) return;
+  dispatching_ = true;
+  while (!queue_.empty()) {
+    const QueueKey head = *queue_.begin();
+    queue_.erase(queue_.begin());
+    Request* request = find(std::get<2>(head));
+    if (request == nullptr) continue;
+    const std::size_t run_index = std::get<3>(head);
+    if (request->runs[run_index].state != RunState::kQueued) continue;
+    start_run(*request, run_index, now);
+    if (!request->closed && request->runs[run_index].state == RunState::kQueued) break;
+  }
+  dispatching_ = false;
+  room_changed_ = false;
 }
 
 // --- time
@@ -170,7 +210,7 @@ void Core::on_time(TimePoint now) {
     }
     wake_at(*request, next);
   }
-  sweep();
+  sweep(now);
 }
 
 void Core::expire(Request& request, TimePoint now) {
@@ -206,6 +246,8 @@ void Core::expire(Request& request, TimePoint now) {
 void Core::on_status(TimePoint now, WorkerId worker, const wire::WorkerStatus& status) {
   const auto change = registry_.on_status(now, worker, status);
   if (change == Registry::Change::kRestarted) lose_legs(now, worker, status.incarnation, "restarted");
+  room_changed_ = true;
+  sweep(now);
 }
 
 void Core::on_poll_failed(TimePoint now, WorkerId worker, bool unreachable, const std::string& why) {
@@ -226,7 +268,7 @@ void Core::lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> 
     actions_.push_back(CancelLeg{id});
     leg_failed(*request, id, now, status, false);
   }
-  sweep();
+  sweep(now);
 }
 
 // --- views

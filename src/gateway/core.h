@@ -13,6 +13,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -94,6 +95,7 @@ struct Stats {
   std::uint64_t duplicates_dropped = 0;
   std::uint64_t conflicts = 0;  // two tokens for one position: must be zero
   std::uint64_t waits_expired = 0;
+  std::uint64_t queued = 0;  // runs that had to wait for room
   std::uint64_t kv_bytes = 0;
   std::size_t waiting = 0, running = 0;  // requests before and after their first token
 };
@@ -137,6 +139,7 @@ class Core {
     WorkerId worker;
     Incarnation incarnation;
     std::int64_t blocks = 0, tokens = 0;  // what it is charged for in the registry
+    int sequences = 0;
   };
   using Emission = decltype(Deliver::event);
 
@@ -147,7 +150,9 @@ class Core {
   void finish(Request& request, TimePoint now, Status status);
   void close(Request& request, TimePoint now, const Status& status);
   void finish_if_complete(Request& request, TimePoint now);
-  void sweep();
+  void sweep(TimePoint now);
+  void enqueue(Request& request, std::size_t run_index, TimePoint now);
+  void dispatch_queue(TimePoint now);
   void wake_at(Request& request, TimePoint at);
   void expire(Request& request, TimePoint now);
   void lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> living, const std::string& why);
@@ -186,6 +191,12 @@ class Core {
   std::map<RequestKey, std::unique_ptr<Request>> requests_;
   std::map<LegId, Leg> legs_;
   std::set<std::pair<TimePoint, RequestKey>> wakes_;  // one a request, never later than its next deadline
+  // Runs that wait for room, in the order in which they get it: priority, then arrival.
+  using QueueKey = std::tuple<int, TimePoint, RequestKey, std::size_t>;
+  QueueKey queue_key(const Request& request, std::size_t run_index) const;
+  std::set<QueueKey> queue_;
+  bool room_changed_ = false;  // a leg ended, or a worker reported: the queue's head may fit now
+  bool dispatching_ = false;
   std::vector<RequestKey> closed_;                    // to be erased when the event that closed them is over
   std::vector<Action> actions_;
 };

@@ -50,6 +50,7 @@ LegId Core::open_leg(Request& request, std::size_t run_index, bool prefill, Work
   worker.blocks_promised += blocks;
   worker.prefill_tokens += tokens;
   Run& run = request.runs[run_index];
+  worker.sequences += legs_[leg].sequences = prefill ? 0 : run.n;
   (prefill ? run.prefill_leg : run.decode_leg) = leg;
   return leg;
 }
@@ -63,6 +64,8 @@ void Core::end_leg(LegId id) {
   --worker.legs;
   worker.blocks_promised -= leg.blocks;
   worker.prefill_tokens -= leg.tokens;
+  worker.sequences -= leg.sequences;
+  if (!leg.prefill) room_changed_ = true;
   if (Request* request = find(leg.request)) {
     Run& run = request->runs[leg.run];
     (leg.prefill ? run.prefill_leg : run.decode_leg).reset();
@@ -86,6 +89,10 @@ void Core::remember_prefix(WorkerId id, const Request& request, std::span<const 
 // Leg 1: a decode worker that reserves for the whole run, or serves it alone.
 void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   Run& run = request.runs[run_index];
+  if (!queue_.empty() && !dispatching_) {  // others wait already
+    room_changed_ = true;
+    return enqueue(request, run_index, now);
+  }
   run.state = RunState::kReserving;
   run.lease_failures = 0;
   run.emitted = run.n == 1 ? request.choice(run.first)->tokens().size() : 0;
@@ -93,7 +100,11 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   const auto new_tokens = std::max<std::int64_t>(0, sent.sampling.max_tokens - static_cast<std::int64_t>(run.emitted));
   const Need need{sent.ids, run.n, static_cast<std::int32_t>(new_tokens), sent.cache_salt};
   const auto placed = placement_.decode(need, run.tried, options_.fallback);
-  if (!placed.ok()) return finish(request, now, run.refusal.value_or(placed.status()));
+  if (!placed.ok()) {
+    const Status status = run.refusal.value_or(placed.status());
+    if (placed.status().code() == Code::kResourceExhausted || status.code() == Code::kResourceExhausted) return enqueue(request, run_index, now);
+    return finish(request, now, status);
+  }
 
   const WorkerId id = placed->worker;
   const Worker& worker = registry_.at(id);
@@ -213,7 +224,7 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                  [&](const wire::Failed& e) { leg_failed(request, id, now, e.status.with_context(worker), false); },
              },
              event);
-  sweep();
+  sweep(now);
 }
 
 // D's word is authoritative: it ends any retry of the prefill, whoever's KV it was that arrived.
@@ -361,9 +372,12 @@ void Core::on_leg_end(TimePoint now, LegId id, const LegEnd& end) {
     case LegEnd::Kind::kComplete:
       leg_failed(request, id, now, Status(Code::kUnavailable, name + " ended its answer early"), false);
       break;
-    case LegEnd::Kind::kRefused:
+    case LegEnd::Kind::kRefused: {
+      const bool room_changed = room_changed_;
       leg_failed(request, id, now, end.status.with_context(name), true);
+      room_changed_ = room_changed;  // a refused leg held nothing: asking again at once would get the same answer
       break;
+    }
     case LegEnd::Kind::kBroken:
       registry_.on_leg_broken(worker, end.status.message());
       actions_.push_back(PollNow{worker});
@@ -377,7 +391,7 @@ void Core::on_leg_end(TimePoint now, LegId id, const LegEnd& end) {
       break;
     }
   }
-  sweep();
+  sweep(now);
 }
 
 void Core::garbage(Request& request, LegId id, TimePoint now, const std::string& what) {

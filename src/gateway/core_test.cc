@@ -256,7 +256,7 @@ TEST_F(CoreTest, RetriesAreBounded) {
   EXPECT_THAT(cancelled_, ::testing::Contains(decodes_[2].leg));
 }
 
-TEST_F(CoreTest, DecodeRefusalTriesTheOthersThenTellsTheClient) {
+TEST_F(CoreTest, DecodeRefusalTriesTheOthersThenWaitsForRoom) {
   start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
   submit(request_of({1, 2, 3}));
   const Status full(Code::kResourceExhausted, "no KV blocks; retry after 2 s");
@@ -264,19 +264,60 @@ TEST_F(CoreTest, DecodeRefusalTriesTheOthersThenTellsTheClient) {
   ASSERT_EQ(decodes_.size(), 2u);
   EXPECT_NE(decodes_[0].worker, decodes_[1].worker);
   ended(decode(), LegEnd::Kind::kRefused, full);
-  ASSERT_EQ(done_.size(), 1u);
-  EXPECT_EQ(done_[0].code(), Code::kResourceExhausted);
-  EXPECT_THAT(done_[0].message(), HasSubstr("retry after 2 s"));
+  EXPECT_TRUE(done_.empty());
+  EXPECT_EQ(decodes_.size(), 2u) << "asking again at once would get the same answer";
   EXPECT_TRUE(polls_.empty()) << "a refusal is no ill health";
   EXPECT_EQ(core_->registry().at(WorkerId(1)).liveness, Liveness::kAlive);
+  core_->on_status(now_, WorkerId(1), healthy("d0", Role::kDecode));
+  pump();
+  EXPECT_EQ(decodes_.size(), 3u) << "a report is a reason to ask again";
 }
 
 TEST_F(CoreTest, ABusyDecodePoolDoesNotSpillOntoPrefillWorkers) {
   start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
   submit(request_of({1, 2, 3}));
   ended(decode(), LegEnd::Kind::kRefused, Status(Code::kResourceExhausted, "full"));
-  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_TRUE(done_.empty());
   EXPECT_EQ(decodes_.size(), 1u);
+  advance(std::chrono::seconds(60));
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_EQ(done_[0].code(), Code::kDeadlineExceeded);
+  EXPECT_THAT(done_[0].message(), HasSubstr("room on a decode worker"));
+}
+
+TEST_F(CoreTest, RequestsBeyondAWorkersSequencesWaitInOrder) {
+  start({{"w0", Role::kBoth}});
+  auto small = healthy("w0", Role::kBoth);
+  small.max_num_seqs = 2;
+  core_->on_status(now_, WorkerId(0), small);
+  std::vector<RequestKey> keys;
+  for (int i = 0; i < 5; ++i) {
+    auto r = request_of({1, 2, 3});
+    r.id = "req-" + std::to_string(i);
+    r.priority = i == 4 ? -1 : 0;
+    keys.push_back(submit(std::move(r)));
+  }
+  ASSERT_EQ(decodes_.size(), 2u);
+  core_->cancel(now_, keys[2]);  // leaves the queue
+  const LegId first = decodes_[0].leg;
+  event(first, wire::Tokens{{token(3, 9)}});
+  event(first, finish());
+  event(first, wire::Done{});
+  ASSERT_EQ(decodes_.size(), 3u);
+  EXPECT_EQ(decodes_[2].body.request.id, "req-4") << "lower priority value first";
+  core_->cancel(now_, keys[1]);
+  pump();
+  ASSERT_EQ(decodes_.size(), 4u);
+  EXPECT_EQ(decodes_[3].body.request.id, "req-3");
+}
+
+TEST_F(CoreTest, ARequestWiderThanAWorkerGetsAnEmptyOne) {
+  start({{"w0", Role::kBoth}});
+  auto small = healthy("w0", Role::kBoth);
+  small.max_num_seqs = 2;
+  core_->on_status(now_, WorkerId(0), small);
+  submit(request_of({1, 2, 3}, 4));
+  EXPECT_EQ(decodes_.size(), 1u) << "whether it can ever fit is the worker's to say";
 }
 
 TEST_F(CoreTest, ABadRequestIsNotRetried) {

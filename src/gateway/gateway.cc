@@ -411,6 +411,7 @@ std::vector<std::pair<std::string, std::uint64_t>> Gateway::counters() const {
       {"gateway_duplicate_tokens", s.duplicates_dropped},
       {"gateway_conflicting_tokens", s.conflicts},
       {"gateway_waits_expired", s.waits_expired},
+      {"gateway_runs_queued", s.queued},
       {"gateway_kv_bytes", s.kv_bytes},
   };
 }

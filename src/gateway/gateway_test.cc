@@ -258,7 +258,7 @@ TEST_F(GatewayTest, AHandOffOverHttp) {
   });
 }
 
-TEST_F(GatewayTest, FullDecodeWorkersAreThe429OfTheClient) {
+TEST_F(GatewayTest, FullDecodeWorkersMakeTheRequestWait) {
   FakeWorker &p = add("p0", Role::kPrefill), &d0 = add("d0", Role::kDecode), &d1 = add("d1", Role::kDecode);
   serve_prefill(p), serve_decode(d0), serve_decode(d1);
   int refusals = 0;
@@ -278,10 +278,12 @@ TEST_F(GatewayTest, FullDecodeWorkersAreThe429OfTheClient) {
 
   loop_.run([&] { d1.refuse = full; });
   const auto second = generate({1, 2}, 5);
+  ASSERT_TRUE(eventually([&] { return refusals >= 4; })) << "it waits, and asks again as the workers report";
+  EXPECT_FALSE(second->done.has_value());
+  loop_.run([&] { d0.refuse = d1.refuse = nullptr; });
   ASSERT_TRUE(eventually([&] { return second->done.has_value(); }));
-  EXPECT_EQ(second->done->code(), Code::kResourceExhausted);
-  EXPECT_THAT(second->done->message(), HasSubstr("12 blocks free, 40 wanted; retry after 3 s"));
-  loop_.run([&] { EXPECT_EQ(refusals, 3); });
+  EXPECT_TRUE(second->done->ok()) << second->done->to_string();
+  loop_.run([&] { EXPECT_GE(refusals, 4); });
 }
 
 TEST_F(GatewayTest, PrefillWorkerDiesBeforeItsCommit) {

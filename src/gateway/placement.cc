@@ -72,21 +72,33 @@ WorkerId Placement::best_decode(const std::vector<WorkerId>& candidates, const N
   return *std::ranges::min_element(candidates, {}, rank);
 }
 
+// A worker that runs nothing takes any request: whether it can ever fit is the worker's to say.
+bool Placement::has_room(WorkerId id, const Need& need) const {
+  const Worker& w = registry_.at(id);
+  return w.sequences == 0 || w.status.max_num_seqs <= 0 || w.sequences + need.choices <= w.status.max_num_seqs;
+}
+
+Result<DecodePlacement> Placement::among(std::vector<WorkerId> candidates, const Need& need, const Tried& tried, bool local, bool fallback) const {
+  std::erase_if(candidates, [&](WorkerId id) { return !has_room(id, need); });
+  if (candidates.empty()) return Status(Code::kResourceExhausted, "every worker runs as many sequences as it may");
+  return DecodePlacement{best_decode(candidates, need, tried), local, fallback};
+}
+
 Result<DecodePlacement> Placement::decode(const Need& need, const Tried& tried, Fallback fallback) const {
   const auto both = without(registry_.usable(wire::Role::kBoth), tried.refused);
   const auto decoders = without(registry_.usable(wire::Role::kDecode), tried.refused);
   const auto prefillers = registry_.usable(wire::Role::kPrefill);
   if (!prefillers.empty()) {
-    if (!decoders.empty()) return DecodePlacement{best_decode(decoders, need, tried)};
-    if (!both.empty()) return DecodePlacement{best_decode(both, need, tried)};
+    if (!decoders.empty()) return among(decoders, need, tried, false, false);
+    if (!both.empty()) return among(both, need, tried, false, false);
   }
-  if (!both.empty()) return DecodePlacement{best_decode(both, need, tried), true};
+  if (!both.empty()) return among(both, need, tried, true, false);
   if (fallback == Fallback::kLocal) {
     // Only when a role is gone, never because its workers are busy: an overloaded decode pool must not spill onto prefill workers.
-    if (!decoders.empty()) return DecodePlacement{best_decode(decoders, need, tried), true, true};
+    if (!decoders.empty()) return among(decoders, need, tried, true, true);
     const auto last = without(prefillers, tried.refused);
     const bool decoders_gone = registry_.usable(wire::Role::kDecode).empty() && registry_.usable(wire::Role::kBoth).empty();
-    if (decoders_gone && !last.empty()) return DecodePlacement{best_decode(last, need, tried), true, true};
+    if (decoders_gone && !last.empty()) return among(last, need, tried, true, true);
   }
   return Status(Code::kUnavailable, "no live worker can take the request: " + registry_.describe());
 }

@@ -44,7 +44,7 @@ class Placement {
  public:
   explicit Placement(const Registry& registry) : registry_(registry) {}
 
-  // kUnavailable if no worker can take it, with what is wrong with each; kResourceExhausted is the workers' own to say.
+  // kUnavailable if no worker can take it, with what is wrong with each; kResourceExhausted if those that could have no room for its sequences now.
   Result<DecodePlacement> decode(const Need& need, const Tried& tried, Fallback fallback) const;
   // The prefill worker with the earliest expected end.
   Result<WorkerId> prefill(const Need& need, const Tried& tried) const;
@@ -55,6 +55,8 @@ class Placement {
 
  private:
   class Chains;
+  bool has_room(WorkerId id, const Need& need) const;
+  Result<DecodePlacement> among(std::vector<WorkerId> candidates, const Need& need, const Tried& tried, bool local, bool fallback) const;
   WorkerId best_decode(const std::vector<WorkerId>& candidates, const Need& need, const Tried& tried) const;
   std::int64_t expected_us(const Worker& worker, const Need& need, Chains& chains) const;
 

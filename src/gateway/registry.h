@@ -43,6 +43,7 @@ struct Worker {
   int missed_polls = 0;
   // What this gateway itself has under way there; the status is up to a poll old.
   int legs = 0;
+  int sequences = 0;                 // choices of its decode legs
   std::int64_t blocks_promised = 0;  // KV blocks that its decode legs may come to need
   std::int64_t prefill_tokens = 0;   // prompt tokens sent and not yet prefilled
   std::uint64_t placed = 0;          // legs ever, to break ties

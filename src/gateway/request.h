@@ -11,6 +11,7 @@
 namespace baton::gateway {
 
 enum class RunState : std::uint8_t {
+  kQueued,      // no decode worker has room
   kReserving,   // decode leg sent, no lease yet
   kPrefilling,  // prefill leg sent (or prefilling on D)
   kDecoding,    // D committed, or sends tokens

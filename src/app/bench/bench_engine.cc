@@ -31,7 +31,7 @@ class Stepper {
   Stepper(net::EventLoop& loop, engine::DeviceExecutor& executor) : loop_(loop), executor_(executor) {
     executor_.start({[this](engine::StepResult& result) {
                        status_ = result.status;
-                       for (std::size_t i = 0; i < result.rows.size(); ++i) last_[i] = result.rows[i].sampled.empty() ? 0 : result.rows[i].sampled[0].token;
+                       for (std::size_t i = 0; i < last_.size(); ++i) last_[i] = result.rows[i].sampled.empty() ? 0 : result.rows[i].sampled[0].token;
                        loop_.stop();
                      },
                      [](std::uint64_t, int) {}});
