@@ -6,7 +6,6 @@
 
 #include "api/errors.h"
 #include "api/json_text.h"
-#include "base/rng.h"
 
 namespace baton::api {
 namespace {
@@ -99,7 +98,7 @@ void Api::ready(const Responder& responder) {
 std::string Api::request_id(const net::HttpRequest& request) {
   std::string id(request.headers.get("x-request-id"));
   const auto usable = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_' || c == '.' || c == ':'; };
-  if (id.empty() || id.size() > 128 || !std::all_of(id.begin(), id.end(), usable)) id = fmt::format("{:016x}", entropy_u64());
+  if (id.empty() || id.size() > 128 || !std::all_of(id.begin(), id.end(), usable)) id = fmt::format("{:016x}", options_.front.draw());
   std::string unique = id;
   for (int i = 2; in_flight_.count(unique); ++i) unique = id + "-" + std::to_string(i);
   return unique;

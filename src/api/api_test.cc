@@ -99,6 +99,7 @@ class ApiTest : public testing::Test {
     options.front.max_model_len = 200;
     options.front.longest_token_bytes = 10;
     options.front.defaults.eos_ids = {text::kEos};
+    options.front.draw = [n = std::uint64_t{0}]() mutable { return ++n; };
     api_ = std::make_unique<Api>(loop_, generator_, options,
                                  ApiHooks{[this] { return not_ready_; }, [] { return std::vector<wire::WorkerStatus>(); },
                                           [](const std::string&) { return std::nullopt; }, [] { return std::vector<Metrics::Named>(); }});

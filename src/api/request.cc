@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "base/rng.h"
-
 namespace baton::api {
 namespace {
 
@@ -259,7 +257,7 @@ std::optional<ApiError> parse_request(const FrontEnd& front, Endpoint endpoint, 
     parse_max_tokens(fields, front, endpoint, static_cast<std::int64_t>(prompt.size()), request.sampling);
     request.n_prompt = static_cast<std::int32_t>(prompt.size());
     request.ids = std::move(prompt);
-    request.seed = seed ? static_cast<std::uint64_t>(*seed) : entropy_u64();
+    request.seed = seed ? static_cast<std::uint64_t>(*seed) : front.draw();
     out.prompts.push_back(std::move(request));
   }
   if (!fields.ok()) return fields.error();

@@ -1,6 +1,8 @@
 #pragma once
 // A chat or completion request: JSON checked and turned into one or more GenerateRequests and what the front end must remember to answer it.
 
+#include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -32,6 +34,7 @@ struct FrontEnd {
   std::size_t longest_token_bytes = 0;  // a text longer than max_model_len of these cannot fit
   int max_logprobs = 20;
   Duration request_timeout = std::chrono::minutes(30);
+  std::function<std::uint64_t()> draw;  // random numbers: seeds of requests that give none, ids of requests that have none
 };
 
 enum class Endpoint { kChat, kCompletions };

@@ -14,6 +14,7 @@
 #include "app/paths.h"
 #include "app/supervisor.h"
 #include "base/log.h"
+#include "base/rng.h"
 #include "gateway/gateway.h"
 #include "model/contents.h"
 #include "model/model_files.h"
@@ -103,6 +104,8 @@ Result<TextSide> load_text(const GatewayFlags& flags, const model::ModelFiles& f
   BATON_ASSIGN_OR_RETURN(front.max_model_len, effective_max_model_len(flags.max_model_len, files.config().max_positions));
   for (TokenId id = 0; id < side.tokenizer->vocab_size(); ++id) front.longest_token_bytes = std::max(front.longest_token_bytes, side.tokenizer->token_bytes(id).size());
   front.max_logprobs = flags.front.max_logprobs;
+  front.draw = entropy_u64;
+  if (flags.front.seed) front.draw = [rng = Rng(*flags.front.seed)]() mutable { return rng.next_u64(); };
   front.request_timeout = Duration(static_cast<std::int64_t>(flags.front.request_timeout_s * 1e6));
   return side;
 }

@@ -48,6 +48,7 @@ void FrontFlags::add_to(CLI::App& app) {
   app.add_option("--api-key", api_key, "keys that clients must send; also from BATON_API_KEY or VLLM_API_KEY")->expected(1, 64)->group(group);
   app.add_option("--chat-template", chat_template, "file with a Jinja chat template (default: the model's own)")->group(group);
   app.add_option("--generation-config", generation_config, "where sampling defaults come from: auto (the model), vllm (none), or a folder")->capture_default_str()->group(group);
+  app.add_option("--seed", seed, "makes the seeds of requests that give none repeatable (default: drawn from the system)")->group(group);
   app.add_option("--fallback", fallback, "when no prefill worker lives: local (the decode workers compute prompts) or fail")
       ->check(CLI::IsMember({"local", "fail"}))->capture_default_str()->group(group);
   app.add_option("--max-logprobs", max_logprobs, "most log-probabilities a request may ask for")->check(CLI::Range(0, 100))->capture_default_str()->group(group);
@@ -66,6 +67,7 @@ std::vector<std::string> FrontFlags::args() const {
     out.push_back(flag);
     out.insert(out.end(), values.begin(), values.end());
   };
+  if (seed) out.insert(out.end(), {"--seed", std::to_string(*seed)});
   if (!chat_template.empty()) out.insert(out.end(), {"--chat-template", chat_template});
   add_list("--served-model-name", served_model_name);
   return out;  // keys travel by environment: arguments can be read by every user of the machine

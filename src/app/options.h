@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,7 @@ struct FrontFlags {
   std::string chat_template;
   std::string generation_config = "auto";
   std::string fallback = "local";
+  std::optional<std::uint64_t> seed;
   int max_logprobs = 20;
   int max_requests = 4096;
   double request_timeout_s = 1800;

@@ -96,7 +96,7 @@ class Serve {
     BATON_ASSIGN_OR_RETURN(model_path_, resolve_model(flags_.engine.model));
     BATON_ASSIGN_OR_RETURN(const auto files, model::ModelFiles::open(model_path_));
     const model::ModelConfig& config = files->config();
-    progress_.line("model    {}: {}, {} layers, hidden {}, {} query and {} KV heads, {} weights, {}", flags_.engine.model, config.architecture, config.layers,
+    progress_.line("model    {} ({:.2f} s): {}, {} layers, hidden {}, {} query and {} KV heads, {} weights, {}", flags_.engine.model, seconds(), config.architecture, config.layers,
                    config.hidden, config.heads, config.kv_heads, to_string(files->dominant_format()), format_bytes(static_cast<double>(files->weight_bytes())));
     raise_file_limit();
     BATON_RETURN_IF_ERROR(plan_workers());
@@ -201,14 +201,18 @@ class Serve {
     owns_state_ = owns_state_ || written.ok();
   }
 
-  void poll_ready() {
+  net::HttpClientRequest local_get(const std::string& target) const {
     net::HttpClientRequest request;
     request.method = "GET";
     request.host = flags_.front.host == "0.0.0.0" || flags_.front.host == "::" ? "127.0.0.1" : flags_.front.host;
     request.port = flags_.front.port;
-    request.target = "/health/ready";
+    request.target = target;
     request.idle_timeout = std::chrono::seconds(2);
-    poll_ = client_->call(std::move(request), {[this](int status, const net::Headers&) { poll_status_ = status; }, [](std::string_view) {},
+    return request;
+  }
+
+  void poll_ready() {
+    poll_ = client_->call(local_get("/health/ready"), {[this](int status, const net::Headers&) { poll_status_ = status; }, [](std::string_view) {},
                                                [this](Status done) {
                                                  if (stopping_ || ready_) return;
                                                  if (done.ok() && poll_status_ == 200) return on_ready();
@@ -216,9 +220,23 @@ class Serve {
                                                }});
   }
 
+  // What the workers say of themselves, before the server is called ready.
   void on_ready() {
     ready_ = true;
     supervisor_->mark_ready();
+    workers_json_.clear();
+    poll_ = client_->call(local_get("/debug/workers"), {[](int, const net::Headers&) {}, [this](std::string_view data) { workers_json_ += data; },
+                                                        [this](Status) { announce(); }});
+  }
+
+  void announce() {
+    const Json workers = Json::parse(workers_json_, nullptr, false);
+    if (workers.is_array()) {
+      for (const Json& w : workers) {
+        const double tokens = w.value("blocks_total", 0.0) * w.value("block_tokens", 0.0), length = w.value("max_model_len", 0.0);
+        progress_.line("KV cache {}: {:.0f} tokens; max concurrency at {:.0f} tokens: {:.2f}", w.value("name", "?"), tokens, length, length > 0 ? tokens / length : 0.0);
+      }
+    }
     const std::string url = fmt::format("http://{}:{}", flags_.front.host == "0.0.0.0" ? "127.0.0.1" : flags_.front.host, flags_.front.port);
     progress_.line("ready    after {:.2f} s: {}", seconds(), url);
     progress_.line("try      curl {}/v1/chat/completions -H 'Content-Type: application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"hello\"}}]}}'", url);
@@ -261,12 +279,17 @@ class Serve {
   std::unique_ptr<net::HttpClient> client_;
   std::unique_ptr<net::HttpCall> poll_;
   int poll_status_ = 0;
+  std::string workers_json_;
   bool ready_ = false, stopping_ = false, owns_state_ = false;
   int exit_code_ = 0;
 };
 
 // Starts the server in a session of its own and waits until it is ready.
 int run_detached(const ServeFlags& flags) {
+  // Before the log of whoever serves there already is overwritten.
+  const auto probe = listen_socket(flags.front.host, flags.front.port, nullptr);
+  if (!probe.ok()) return fail(probe.status());
+  close(*probe);
   const std::string log = log_file(flags.front.port);
   if (const Status made = make_dirs(home_dir() + "/run"); !made.ok()) return fail(made);
   int pipe_fds[2];
@@ -300,7 +323,7 @@ int run_detached(const ServeFlags& flags) {
     std::printf("log      %s\nstop     baton stop --port %d\n", log.c_str(), flags.front.port);
     return 0;
   }
-  if (const auto text = read_text_file(log); text.ok() && !text->empty()) {
+  if (const auto text = read_text_file(log); !explained && text.ok() && !text->empty()) {
     std::fprintf(stderr, "--- the end of %s\n%s", log.c_str(), text->substr(text->size() > 3000 ? text->size() - 3000 : 0).c_str());
   }
   return kExitFailed;
