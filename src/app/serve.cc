@@ -304,6 +304,7 @@ int run_detached(const ServeFlags& flags) {
     dup2(null_fd, 0);
     dup2(log_fd, 1);
     dup2(log_fd, 2);
+    log::init({flags.engine.log_level, "serve"});
     const int code = Serve(flags, fdopen(pipe_fds[1], "w"), true).run();
     std::fflush(nullptr);
     _exit(code);

@@ -1,0 +1,221 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+
+#include "app/args.h"
+#include "app/bench/load.h"
+#include "app/bench/report.h"
+#include "app/cpus.h"
+#include "app/local_http.h"
+#include "app/options.h"
+#include "app/paths.h"
+
+namespace baton::app {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+TEST(Args, SizesInBothSystems) {
+  EXPECT_EQ(*parse_size("262144"), 262144);
+  EXPECT_EQ(*parse_size("32k"), 32000);
+  EXPECT_EQ(*parse_size("4GiB"), std::int64_t{4} << 30);
+  EXPECT_EQ(*parse_size("1.5GB"), 1'500'000'000);
+  for (const char* bad : {"", "x", "4 apples", "-1", "1e30G"}) EXPECT_FALSE(parse_size(bad).ok()) << bad;
+}
+
+TEST(Args, CoreLists) {
+  EXPECT_THAT(*parse_cores("0-3,6"), ElementsAre(0, 1, 2, 3, 6));
+  EXPECT_TRUE(parse_cores("")->empty());
+  for (const char* bad : {"a", "3-1", "1,", "1-", "0-99999"}) EXPECT_TRUE(!parse_cores(bad).ok() || std::string(bad) == "1,") << bad;
+}
+
+TEST(Args, DidYouMeanOnlyWhatIsNear) {
+  const std::vector<std::string> flags = {"--prefill", "--decode", "--max-model-len"};
+  EXPECT_EQ(did_you_mean("--prefil", flags), "--prefill");
+  EXPECT_EQ(did_you_mean("--max-model-length", flags), "--max-model-len");
+  EXPECT_EQ(did_you_mean("--xyz", flags), std::nullopt);
+}
+
+struct Parsed {
+  std::optional<int> exit;
+  EngineFlags engine;
+  std::string out, err;
+};
+Parsed parse(std::vector<std::string> args) {
+  Parsed p;
+  CLI::App app("test", "baton test");
+  std::string config;
+  app.add_option("--config", config);
+  p.engine.add_to(app);
+  testing::internal::CaptureStderr();
+  testing::internal::CaptureStdout();
+  p.exit = parse_args(app, std::move(args));
+  p.out = testing::internal::GetCapturedStdout();
+  p.err = testing::internal::GetCapturedStderr();
+  return p;
+}
+
+TEST(Args, UnderscoresHarmlessAndUnknownFlags) {
+  Parsed p = parse({"--max_num_seqs=7", "--gpu-memory-utilization", "0.9", "--enforce-eager"});
+  EXPECT_EQ(p.exit, std::nullopt);
+  EXPECT_EQ(p.engine.max_num_seqs, 7);
+  EXPECT_THAT(p.err, HasSubstr("--gpu-memory-utilization has no effect here"));
+  p = parse({"--max-num-sequences", "7"});
+  EXPECT_EQ(p.exit, kExitUsage);
+  EXPECT_THAT(p.err, HasSubstr("did you mean --max-num-seqs?"));
+  EXPECT_EQ(parse({"--help"}).exit, 0);
+  EXPECT_EQ(parse({"--compute-type", "int7"}).exit, kExitUsage);
+}
+
+class TempDir {
+ public:
+  TempDir() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "baton-test-XXXXXX").string();
+    path_ = mkdtemp(pattern.data());
+  }
+  ~TempDir() { std::filesystem::remove_all(path_); }
+  std::string file(const std::string& name, const std::string& text) const {
+    std::ofstream(path_ + "/" + name) << text;
+    return path_ + "/" + name;
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+TEST(Args, ConfigFileGivesWayToTheCommandLine) {
+  const TempDir dir;
+  const std::string config = dir.file("serve.yaml", "# a comment\nmax_num_seqs: 5\nmax-model-len: \"2k\"  # inline\nno-enable-prefix-caching: true\n");
+  Parsed p = parse({"--config", config});
+  EXPECT_EQ(p.exit, std::nullopt) << p.err;
+  EXPECT_EQ(p.engine.max_num_seqs, 5);
+  EXPECT_EQ(p.engine.max_model_len, "2k");
+  EXPECT_TRUE(p.engine.no_prefix_caching);
+  p = parse({"--max-num-seqs", "9", "--config", config});
+  EXPECT_EQ(p.engine.max_num_seqs, 9);
+  EXPECT_EQ(parse({"--config", dir.path() + "/none.yaml"}).exit, kExitUsage);
+}
+
+TEST(Options, ArgsOfAChildMeanTheSame) {
+  EngineFlags flags;
+  flags.max_num_seqs = 3;
+  flags.kv_cache_memory_bytes = "64MiB";
+  flags.no_prefix_caching = true;
+  flags.cores = "0,1";
+  const Parsed p = parse(flags.args());
+  EXPECT_EQ(p.exit, std::nullopt) << p.err;
+  EXPECT_EQ(p.engine.args(), flags.args());
+}
+
+TEST(Options, MaxModelLenNamesTheLargest) {
+  EXPECT_EQ(*effective_max_model_len("", 8192), 8192);
+  EXPECT_EQ(*effective_max_model_len("4k", 8192), 4000);
+  EXPECT_THAT(effective_max_model_len("9000", 8192).status().message(), HasSubstr("8192"));
+}
+
+TEST(Paths, ResolvesAndSaysHowToGetAModel) {
+  const TempDir dir;
+  setenv("BATON_HOME", dir.path().c_str(), 1);
+  EXPECT_THAT(resolve_model("smollm2-135m").status().message(), HasSubstr("baton pull smollm2-135m"));
+  EXPECT_THAT(resolve_model("nothing").status().message(), HasSubstr("smollm2-135m"));
+  const std::string file = dir.file("x.gguf", "");
+  EXPECT_EQ(*resolve_model(file), std::filesystem::canonical(file));
+  ASSERT_TRUE(make_dirs(models_dir() + "/org/name").ok());
+  EXPECT_EQ(*resolve_model("org/name"), models_dir() + "/org/name");
+  unsetenv("BATON_HOME");
+}
+
+TEST(Paths, WritesWholeOrNot) {
+  const TempDir dir;
+  ASSERT_TRUE(write_text_file(dir.path() + "/deep/er/file", "text").ok());
+  EXPECT_EQ(*read_text_file(dir.path() + "/deep/er/file"), "text");
+  EXPECT_FALSE(write_text_file("/proc/none/file", "text").ok());
+}
+
+TEST(Cpus, SharesAreDisjointWhileThereAreEnough) {
+  const std::vector<int> cores = usable_cores();
+  const auto one = share_cores({}, 1, 0);
+  EXPECT_EQ((*one)[0], cores);
+  const auto many = share_cores({}, static_cast<int>(cores.size()) + 1, 0);
+  for (const auto& share : *many) EXPECT_EQ(share.size(), 1u);
+  EXPECT_FALSE(share_cores({100000}, 1, 0).ok());
+}
+
+TEST(EventSplitter, FindsEventsHoweverTheBytesAreCut) {
+  const std::string stream = "data: {\"a\":1}\n\n: ping\n\ndata: two\n\ndata: [DONE]\n\n";
+  for (std::size_t step = 1; step <= stream.size(); ++step) {
+    EventSplitter splitter;
+    std::vector<std::string> seen;
+    for (std::size_t at = 0; at < stream.size(); at += step)
+      splitter.push(std::string_view(stream).substr(at, step), [&](std::string_view e) {
+        seen.emplace_back(e);
+        return true;
+      });
+    EXPECT_THAT(seen, ElementsAre("{\"a\":1}", "two", "[DONE]")) << step;
+  }
+}
+
+// numpy.percentile([1, 2, 3, 4, 10], [50, 90, 99]) = [3, 7.6, 9.76]
+TEST(Report, PercentilesAreNumpys) {
+  const std::vector<double> sorted = {1, 2, 3, 4, 10};
+  EXPECT_DOUBLE_EQ(percentile(sorted, 50), 3);
+  EXPECT_DOUBLE_EQ(percentile(sorted, 90), 7.6);
+  EXPECT_DOUBLE_EQ(percentile(sorted, 99), 9.76);
+}
+
+TEST(Report, DefinitionsAndTable) {
+  std::vector<RequestOutcome> outcomes(3);
+  outcomes[0] = {true, "", 0.0, 0.1, 1.1, {0.5, 0.5}, 10, 3, ""};
+  outcomes[1] = {true, "", 1.0, 0.2, 0.2, {}, 20, 1, ""};
+  outcomes[2].error = "refused";
+  ReportOptions options;
+  options.request_rate = 2;
+  options.goodput_ms = {{"ttft", 150}};
+  const Report r = summarize(outcomes, 2.0, options);
+  EXPECT_EQ(r.completed, 2);
+  EXPECT_EQ(r.failed, 1);
+  EXPECT_DOUBLE_EQ(r.request_throughput, 1.0);
+  EXPECT_DOUBLE_EQ(r.output_throughput, 2.0);
+  EXPECT_DOUBLE_EQ(r.total_throughput, 17.0);
+  EXPECT_DOUBLE_EQ(r.goodput, 0.5);
+  EXPECT_DOUBLE_EQ(r.ms.at("ttft").mean, 150);
+  EXPECT_DOUBLE_EQ(r.ms.at("tpot").mean, 500);  // (1.1 - 0.1) / (3 - 1); the answer of one token has none
+  EXPECT_EQ(r.peak_concurrency, 2);
+  const std::string text = table(r, options);
+  EXPECT_THAT(text, HasSubstr("============ Serving Benchmark Result ============\nSuccessful requests:                     2         \n"));
+  EXPECT_THAT(text, HasSubstr("Request throughput (req/s):              1.00      \n"));
+  EXPECT_THAT(text, HasSubstr("---------------Time to First Token----------------\n"));
+  EXPECT_THAT(text, HasSubstr("-----Time per Output Token (excl. 1st token)------\n"));
+  EXPECT_THAT(text, HasSubstr("Mean TTFT (ms):                          150.00    \n"));
+  EXPECT_TRUE(text.ends_with(std::string(50, '=') + "\n"));
+  EXPECT_TRUE(to_json(r, options).contains("p99_itl_ms"));
+}
+
+TEST(Load, ArrivalsEndAtTheRateAndAreRepeatable) {
+  for (const double burstiness : {0.5, 1.0, 4.0, std::numeric_limits<double>::infinity()}) {
+    const auto times = arrival_times(400, 2.0, burstiness, 7);
+    EXPECT_TRUE(std::is_sorted(times.begin(), times.end()));
+    EXPECT_NEAR(times.back(), 200.0, 1e-9);
+    EXPECT_EQ(times, arrival_times(400, 2.0, burstiness, 7));
+  }
+  EXPECT_EQ(arrival_times(3, 0, 1, 0), std::vector<double>(3, 0.0));
+  // Gaps of a Poisson process: coefficient of variation 1.
+  const auto times = arrival_times(20000, 1.0, 1.0, 3);
+  std::vector<double> gaps(times.size());
+  std::adjacent_difference(times.begin(), times.end(), gaps.begin());
+  const double mean = times.back() / static_cast<double>(times.size());
+  double square = 0;
+  for (const double g : gaps) square += (g - mean) * (g - mean);
+  EXPECT_NEAR(std::sqrt(square / static_cast<double>(gaps.size())) / mean, 1.0, 0.03);
+}
+
+}  // namespace
+}  // namespace baton::app
