@@ -1,4 +1,5 @@
-// On the real default model: a sequence's tokens depend on nothing but its request. Skipped where the model is not there.
+// On the real default model: a sequence's tokens and their log-probabilities, bit for bit, depend on nothing but its request. Each case
+// stands alone, so that ctest runs them side by side. Skipped where the model is not there.
 
 #include <gtest/gtest.h>
 
@@ -61,14 +62,24 @@ class BlockingLoop final : public net::Executor {
   std::deque<std::function<void()>> work_;
 };
 
+// A token and the bits of its log-probability: equal logits, not just the same choice.
+struct Draw {
+  TokenId token = 0;
+  float logprob = 0;
+  bool operator==(const Draw& other) const { return token == other.token && std::memcmp(&logprob, &other.logprob, sizeof logprob) == 0; }
+  friend void PrintTo(const Draw& d, std::ostream* out) { *out << d.token << " (" << d.logprob << ")"; }
+};
+using Draws = std::vector<Draw>;
+Draw draw_of(const wire::TokenEvent& event) { return {event.token, event.logprob.value()}; }
+
 struct Sink final : wire::GenerateSink {
-  std::map<int, std::vector<TokenId>> tokens;
+  std::map<int, Draws> draws;
   std::vector<std::optional<wire::TokenEvent>> prompt;
   std::int32_t cached = 0;
   std::optional<Status> done;
   void on_served(const wire::Served& served) override { cached = served.cached_tokens; }
   void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) override { prompt = std::move(entries); }
-  void on_token(wire::TokenEvent event) override { tokens[event.choice].push_back(event.token); }
+  void on_token(wire::TokenEvent event) override { draws[event.choice].push_back(draw_of(event)); }
   void on_finish(wire::FinishEvent) override {}
   void on_done(Status status) override { done = std::move(status); }
 };
@@ -87,6 +98,14 @@ struct Source final : PrefillSink {
   void on_failed(Status status) override { failed = std::move(status); }
 };
 
+struct RigOptions {
+  device::ComputeType compute = device::ComputeType::kInt8;
+  int threads = 1;
+  int chunk = 0;  // 0: as the step allows
+  bool prefix_cache = false;
+  std::int32_t kv_blocks = 0;
+};
+
 class Golden : public testing::Test {
  protected:
   static constexpr std::int32_t kMaxLen = 1600;
@@ -95,19 +114,20 @@ class Golden : public testing::Test {
     if (!std::filesystem::exists(model_path())) GTEST_SKIP() << "no model at " << model_path() << ": run `baton pull smollm2-135m`";
   }
 
-  static std::shared_ptr<LoadedModel> load(int threads) {
-    static std::map<int, std::shared_ptr<LoadedModel>> loaded;
-    auto& model = loaded[threads];
+  // Loaded once for each compute type and team.
+  std::shared_ptr<LoadedModel> load(const RigOptions& options) {
+    auto& model = loaded_[{options.compute, options.threads}];
     if (model) return model;
     auto files = model::ModelFiles::open(model_path());
     EXPECT_TRUE(files.ok()) << files.status().to_string();
     device::DeviceOptions device;
-    device.threads = threads;
-    model::DecoderOptions options;
-    options.max_positions = kMaxLen;
-    options.max_tokens = 512;
-    options.max_logit_rows = 64;
-    auto result = load_model(device, **files, options);
+    device.threads = options.threads;
+    model::DecoderOptions decoder;
+    decoder.compute = options.compute;
+    decoder.max_positions = kMaxLen;
+    decoder.max_tokens = 512;
+    decoder.max_logit_rows = 64;
+    auto result = load_model(device, **files, decoder);
     EXPECT_TRUE(result.ok()) << result.status().to_string();
     model = *result;
     return model;
@@ -117,11 +137,11 @@ class Golden : public testing::Test {
     DeviceExecutor* executor = nullptr;
     std::unique_ptr<Engine> engine;
   };
-  Rig rig(int threads, int chunk, bool prefix_cache = false, std::int32_t blocks = 0) {
-    auto model = load(threads);
+  Rig rig(const RigOptions& options) {
+    auto model = load(options);
     DeviceExecutorOptions o;
     o.kv_bytes = std::size_t{256} << 20;
-    o.kv_blocks = blocks;
+    o.kv_blocks = options.kv_blocks;
     auto executor = DeviceExecutor::create(loop_, model, o);
     EXPECT_TRUE(executor.ok()) << executor.status().to_string();
     Rig r;
@@ -130,12 +150,12 @@ class Golden : public testing::Test {
     e.max_model_len = kMaxLen;
     e.max_num_seqs = 40;
     e.max_num_batched_tokens = 512;
-    e.max_chunk = chunk;
+    e.max_chunk = options.chunk;
     e.max_step = Duration(0);
     e.kv_blocks = r.executor->kv_spec().blocks;
     e.block_tokens = r.executor->kv_spec().block_tokens;
     e.vocab = model->decoder->config().vocab;
-    e.prefix_cache = prefix_cache;
+    e.prefix_cache = options.prefix_cache;
     r.engine = Engine::create(loop_, std::move(*executor), e);
     return r;
   }
@@ -150,89 +170,168 @@ class Golden : public testing::Test {
     r.sampling.temperature = greedy ? 0.0f : 0.9f;
     r.sampling.top_p = greedy ? 1.0f : 0.95f;
     r.sampling.max_tokens = max_tokens;
+    r.sampling.ignore_eos = true;
+    r.sampling.logprobs = 0;
     return r;
   }
 
-  std::vector<TokenId> generate(Engine& engine, const wire::GenerateRequest& r, std::int32_t* cached = nullptr) {
+  Draws generate(Engine& engine, const wire::GenerateRequest& r, std::int32_t* cached = nullptr) {
     const auto sink = std::make_shared<Sink>();
     const auto call = engine.generate(r, sink);
     EXPECT_TRUE(loop_.run_until([&] { return sink->done.has_value(); }));
     EXPECT_TRUE(sink->done->ok()) << sink->done->to_string();
     if (cached != nullptr) *cached = sink->cached;
-    return sink->tokens[0];
+    return sink->draws[0];
+  }
+  Draws alone(const wire::GenerateRequest& r) { return generate(*rig({}).engine, r); }
+
+  struct Batch {
+    std::vector<std::shared_ptr<Sink>> sinks;
+    std::vector<std::unique_ptr<wire::GenerateCall>> calls;
+  };
+  // All at once; returns when all are done.
+  Batch generate_all(Engine& engine, const std::vector<wire::GenerateRequest>& requests) {
+    Batch b;
+    for (const auto& r : requests) {
+      b.sinks.push_back(std::make_shared<Sink>());
+      b.calls.push_back(engine.generate(r, b.sinks.back()));
+    }
+    EXPECT_TRUE(
+        loop_.run_until([&] { return std::all_of(b.sinks.begin(), b.sinks.end(), [](const auto& s) { return s->done.has_value(); }); }));
+    return b;
   }
 
   BlockingLoop loop_;
+
+ private:
+  std::map<std::pair<device::ComputeType, int>, std::shared_ptr<LoadedModel>> loaded_;
 };
 
-TEST_F(Golden, TokensDoNotDependOnChunksOrThreads) {
-  for (const bool greedy : {true, false}) {
-    const auto r = request(1100, greedy ? 2 : 5, greedy);
-    std::vector<TokenId> expected;
-    for (const int threads : {1, 2}) {
-      for (const int chunk : {512, 64, 7, 1}) {
-        if (chunk == 1 && (threads != 1 || !greedy)) continue;  // 1,100 steps: once
-        Rig e = rig(threads, chunk);
-        const auto got = generate(*e.engine, r);
-        if (expected.empty()) expected = got;
-        EXPECT_EQ(got, expected) << "chunk " << chunk << ", threads " << threads << ", greedy " << greedy;
-      }
+// ---- chunks and threads
+
+struct Chunks {
+  int chunk, threads;
+  bool greedy;
+};
+class GoldenChunks : public Golden, public testing::WithParamInterface<Chunks> {};
+INSTANTIATE_TEST_SUITE_P(, GoldenChunks,
+                         testing::Values(Chunks{1, 1, true}, Chunks{7, 1, false}, Chunks{64, 1, true}, Chunks{7, 2, true},
+                                         Chunks{64, 2, false}, Chunks{512, 2, false}),
+                         [](const auto& i) {
+                           return "of" + std::to_string(i.param.chunk) + "_threads" + std::to_string(i.param.threads) +
+                                  (i.param.greedy ? "_greedy" : "_sampled");
+                         });
+
+TEST_P(GoldenChunks, DoNotMatterToALongPrompt) {
+  const auto [chunk, threads, greedy] = GetParam();
+  const auto r = request(1100, greedy ? 2 : 5, greedy);
+  const auto expected = generate(*rig({.chunk = 512}).engine, r);
+  EXPECT_EQ(expected.size(), 24u);
+  EXPECT_EQ(generate(*rig({.threads = threads, .chunk = chunk}).engine, r), expected);
+}
+
+// Around the tiles of the linear layers, the tokens that one member prepares, those that each member takes, and a pass over the weights.
+TEST_F(Golden, ChunksAroundKernelThresholds) {
+  const auto r = request(200, 3, false, 8);
+  const auto expected = alone(r);
+  for (const int threads : {1, 2}) {
+    for (const int chunk : {2, 4, 5, 6, 12, 13, 47, 48, 49, 95, 96, 97, 192}) {
+      EXPECT_EQ(generate(*rig({.threads = threads, .chunk = chunk}).engine, r), expected) << "chunk " << chunk << ", threads " << threads;
     }
-    EXPECT_EQ(expected.size(), 24u);
   }
 }
 
-TEST_F(Golden, TokensDoNotDependOnNeighbours) {
-  const auto greedy = request(210, 4, true, 40), drawn = request(330, 7, false, 40);
-  Rig alone = rig(2, 0);
-  const auto expected_greedy = generate(*alone.engine, greedy), expected_drawn = generate(*alone.engine, drawn);
-  for (const int batch : {2, 3, 5, 8, 9, 16, 17, 32}) {
-    Rig e = rig(2, 100);
-    std::vector<std::shared_ptr<Sink>> sinks;
-    std::vector<std::unique_ptr<wire::GenerateCall>> calls;
-    for (int i = 0; i < batch; ++i) {
-      sinks.push_back(std::make_shared<Sink>());
-      const bool ours = i == batch / 2 || i == batch - 1;
-      const auto r = !ours ? request(20 + 13 * i, 100 + static_cast<std::uint64_t>(i), i % 2 == 0, 10 + 2 * i) : i == batch - 1 ? drawn : greedy;
-      calls.push_back(e.engine->generate(r, sinks.back()));
-    }
-    ASSERT_TRUE(loop_.run_until([&] { return std::all_of(sinks.begin(), sinks.end(), [](const auto& s) { return s->done.has_value(); }); }));
-    EXPECT_EQ(sinks[static_cast<std::size_t>(batch - 1)]->tokens[0], expected_drawn) << "batch " << batch;
-    if (batch / 2 == batch - 1) continue;
-    EXPECT_EQ(sinks[static_cast<std::size_t>(batch / 2)]->tokens[0], expected_greedy) << "batch " << batch;
+// ---- batches
+
+class GoldenBatch : public Golden, public testing::WithParamInterface<int> {};
+INSTANTIATE_TEST_SUITE_P(, GoldenBatch, testing::Values(2, 3, 5, 8, 9, 16, 17, 32), testing::PrintToStringParamName());
+
+TEST_P(GoldenBatch, NeighboursDoNotMatter) {
+  const int batch = GetParam();
+  const auto greedy = request(90, 4, true, 32), drawn = request(160, 7, false, 32);
+  std::vector<wire::GenerateRequest> all;
+  for (int i = 0; i < batch; ++i) all.push_back(request(20 + 5 * i, 100 + static_cast<std::uint64_t>(i), i % 2 == 0, 10 + i));
+  const auto middle = static_cast<std::size_t>(batch / 2), last = static_cast<std::size_t>(batch - 1);
+  all[middle] = greedy;
+  all[last] = drawn;
+  Rig e = rig({.threads = 2, .chunk = 100});
+  Batch b = generate_all(*e.engine, all);
+  EXPECT_EQ(b.sinks[last]->draws[0], alone(drawn));
+  if (middle != last) {
+    EXPECT_EQ(b.sinks[middle]->draws[0], alone(greedy));
   }
 }
 
-TEST_F(Golden, TokensDoNotDependOnAPrefixHitOrPreemption) {
+// Neighbours end two steps after one another, so that the batch shrinks through every size from 32 to 1.
+TEST_F(Golden, EveryBatchSizeFrom32To1) {
+  const auto ours = request(70, 15, false, 80);
+  for (const int threads : {1, 2}) {
+    std::vector<wire::GenerateRequest> all = {ours};
+    for (int i = 1; i < 32; ++i) all.push_back(request(8, 200 + static_cast<std::uint64_t>(i), false, 6 + 2 * i));
+    Rig e = rig({.threads = threads});
+    Batch b = generate_all(*e.engine, all);
+    EXPECT_EQ(b.sinks[0]->draws[0], alone(ours)) << "threads " << threads;
+  }
+}
+
+// ---- the other compute types
+
+class GoldenCompute : public Golden, public testing::WithParamInterface<device::ComputeType> {};
+INSTANTIATE_TEST_SUITE_P(, GoldenCompute, testing::Values(device::ComputeType::kF32, device::ComputeType::kBF16),
+                         [](const auto& i) { return std::string(device::to_string(i.param)); });
+
+TEST_P(GoldenCompute, ChunksThreadsAndNeighboursDoNotMatter) {
+  const device::ComputeType compute = GetParam();
+  const auto greedy = request(300, 4, true, 12), drawn = request(130, 7, false, 12);
+  Rig one = rig({.compute = compute});
+  const Draws expected_greedy = generate(*one.engine, greedy), expected_drawn = generate(*one.engine, drawn);
+  for (const int chunk : {7, 64}) {
+    EXPECT_EQ(generate(*rig({.compute = compute, .threads = 2, .chunk = chunk}).engine, greedy), expected_greedy) << "chunk " << chunk;
+  }
+  for (const int batch : {2, 13}) {
+    std::vector<wire::GenerateRequest> all;
+    for (int i = 0; i < batch; ++i) all.push_back(request(10 + i, 100 + static_cast<std::uint64_t>(i), false, 5 + i));
+    all.front() = greedy;
+    all.back() = drawn;
+    Rig e = rig({.compute = compute, .threads = 2, .chunk = 100});
+    Batch b = generate_all(*e.engine, all);
+    EXPECT_EQ(b.sinks.front()->draws[0], expected_greedy) << "batch " << batch;
+    EXPECT_EQ(b.sinks.back()->draws[0], expected_drawn) << "batch " << batch;
+  }
+}
+
+// ---- where the KV comes from
+
+TEST_F(Golden, PrefixHitsAndContinuationsDoNotMatter) {
   const auto r = request(1050, 5, false, 40);
-  Rig plain = rig(2, 0);
+  Rig plain = rig({.threads = 2});
   const auto expected = generate(*plain.engine, r);
-  Rig caching = rig(2, 0, true);
+  Rig caching = rig({.threads = 2, .prefix_cache = true});
   std::int32_t cached = 0;
   EXPECT_EQ(generate(*caching.engine, r, &cached), expected);
   EXPECT_EQ(cached, 0);
   EXPECT_EQ(generate(*caching.engine, r, &cached), expected);
   EXPECT_GE(cached, 960);
-  // A continuation, as after a failover: what was decoded is prefilled here.
+  // As after a failover: what was decoded is prefilled here.
   auto rest = r;
-  rest.ids.insert(rest.ids.end(), expected.begin(), expected.begin() + 15);
-  EXPECT_EQ(generate(*plain.engine, rest), std::vector<TokenId>(expected.begin() + 15, expected.end()));
+  for (int i = 0; i < 15; ++i) rest.ids.push_back(expected[static_cast<std::size_t>(i)].token);
+  EXPECT_EQ(generate(*plain.engine, rest), Draws(expected.begin() + 15, expected.end()));
+}
 
-  const int block = plain.executor->kv_spec().block_tokens;
-  const auto small = request(3 * block, 9, false, 2 * block);
-  const auto expected_small = generate(*plain.engine, small);
-  Rig tight = rig(2, 0, false, 9);  // two of five blocks each do not fit
-  const auto a = std::make_shared<Sink>(), b = std::make_shared<Sink>();
-  const auto call_a = tight.engine->generate(small, a), call_b = tight.engine->generate(small, b);
-  ASSERT_TRUE(loop_.run_until([&] { return a->done && b->done; }));
+TEST_F(Golden, PreemptionDoesNotMatter) {
+  const int block = rig({}).executor->kv_spec().block_tokens;
+  const auto r = request(3 * block, 9, false, 2 * block);
+  Rig tight = rig({.kv_blocks = 9});  // two of five blocks each do not fit
+  Batch b = generate_all(*tight.engine, {r, r});
   EXPECT_GT(tight.engine->status().preemptions, 0u);
-  EXPECT_EQ(a->tokens[0], expected_small);
-  EXPECT_EQ(b->tokens[0], expected_small);
+  const auto expected = alone(r);
+  EXPECT_EQ(b.sinks[0]->draws[0], expected);
+  EXPECT_EQ(b.sinks[1]->draws[0], expected);
 }
 
 TEST_F(Golden, SeveralChoicesAreThoseOfSingleRequests) {
   auto r = request(333, 11, false, 20);
-  Rig e = rig(2, 0);
+  Rig e = rig({.threads = 2});
   r.n = 3;
   const auto sink = std::make_shared<Sink>();
   const auto call = e.engine->generate(r, sink);
@@ -244,70 +343,74 @@ TEST_F(Golden, SeveralChoicesAreThoseOfSingleRequests) {
     const auto single = std::make_shared<Sink>();
     const auto one = e.engine->generate(r, single);
     ASSERT_TRUE(loop_.run_until([&] { return single->done.has_value(); }));
-    EXPECT_EQ(sink->tokens[choice], single->tokens[choice]);
+    EXPECT_EQ(sink->draws[choice], single->draws[choice]);
   }
-  EXPECT_NE(sink->tokens[0], sink->tokens[1]);
+  EXPECT_NE(sink->draws[0], sink->draws[1]);
 }
 
-TEST_F(Golden, TokensDoNotDependOnDisaggregation) {
-  for (const bool greedy : {true, false}) {
-    const auto r = request(1234, greedy ? 8 : 13, greedy, 40);
-    Rig aggregated = rig(1, 0);
-    const auto expected = generate(*aggregated.engine, r);
-
-    Rig p = rig(1, 200, true), d = rig(1, 0, true);
-    generate(*d.engine, [&] {  // leaves part of the prompt in D's cache
-      auto part = r;
-      part.ids.resize(500);
-      part.n_prompt = 500;
-      part.sampling.max_tokens = 1;
-      return part;
-    }());
-    ASSERT_TRUE(d.engine->reserve(LeaseId(1), r).ok());
-    const auto source = std::make_shared<Source>();
-    const Result<SeqId> at_p = p.engine->prefill(r, source);
-    ASSERT_TRUE(at_p.ok());
-    ASSERT_TRUE(loop_.run_until([&] { return !source->first.empty() || source->failed; }));
-    const Result<Grant> grant = d.engine->grant(LeaseId(1), r);
-    ASSERT_TRUE(grant.ok()) << grant.status().to_string();
-    EXPECT_GE(grant->cached_tokens, 448);
+class GoldenHandoff : public Golden, public testing::WithParamInterface<bool> {
+ protected:
+  // The tokens from `begin` on of P's sequence into the blocks that D granted.
+  static void copy_kv(const Rig& p, SeqId at_p, const Rig& d, const Grant& grant, std::int32_t begin, std::int32_t end) {
     const device::KvView& from = p.executor->pool().view();
     const device::KvView& to = d.executor->pool().view();
-    ASSERT_EQ(static_cast<int>(source->layers.size()), from.spec.layers);
-    const auto blocks = p.engine->blocks(*at_p);
+    const auto blocks = p.engine->blocks(at_p);
     const int size = from.spec.block_tokens;
     for (int layer = 0; layer < from.spec.layers; ++layer) {
-      ASSERT_EQ(source->layers[layer], 1234);
       for (int head = 0; head < from.spec.kv_heads; ++head) {
         for (const device::KvKind kind : {device::KvKind::kKey, device::KvKind::kValue}) {
-          for (std::int32_t t = grant->cached_tokens; t < 1234; ++t) {
+          for (std::int32_t t = begin; t < end; ++t) {
             const auto b = static_cast<std::size_t>(t / size);
-            std::memcpy(d.executor->pool().shared_region()->base + to.offset(layer, grant->blocks[b], head, kind, t % size),
-                        p.executor->pool().shared_region()->base + from.offset(layer, blocks[b], head, kind, t % size), from.spec.row_bytes());
+            std::memcpy(d.executor->pool().shared_region()->base + to.offset(layer, grant.blocks[b], head, kind, t % size),
+                        p.executor->pool().shared_region()->base + from.offset(layer, blocks[b], head, kind, t % size),
+                        from.spec.row_bytes());
           }
         }
       }
     }
-    p.engine->release(*at_p);
-    const auto sink = std::make_shared<Sink>();
-    const auto call = d.engine->start_decode(grant->seq, source->first, sink);
-    ASSERT_TRUE(loop_.run_until([&] { return sink->done.has_value(); }));
-    std::vector<TokenId> got = {source->first[0].token.token};
-    got.insert(got.end(), sink->tokens[0].begin(), sink->tokens[0].end());
-    EXPECT_EQ(got, expected) << "greedy " << greedy;
   }
+};
+INSTANTIATE_TEST_SUITE_P(, GoldenHandoff, testing::Values(true, false), [](const auto& i) { return i.param ? "greedy" : "sampled"; });
+
+TEST_P(GoldenHandoff, DoesNotMatter) {
+  constexpr std::int32_t kPrompt = 1234;
+  const auto r = request(kPrompt, GetParam() ? 8 : 13, GetParam(), 40);
+  Rig p = rig({.chunk = 200, .prefix_cache = true}), d = rig({.threads = 2, .prefix_cache = true});
+  auto part = r;  // leaves part of the prompt in D's cache
+  part.ids.resize(500);
+  part.n_prompt = 500;
+  part.sampling.max_tokens = 1;
+  generate(*d.engine, part);
+  ASSERT_TRUE(d.engine->reserve(LeaseId(1), r).ok());
+  const auto source = std::make_shared<Source>();
+  const Result<SeqId> at_p = p.engine->prefill(r, source);
+  ASSERT_TRUE(at_p.ok());
+  ASSERT_TRUE(loop_.run_until([&] { return !source->first.empty() || source->failed; }));
+  const Result<Grant> grant = d.engine->grant(LeaseId(1), r);
+  ASSERT_TRUE(grant.ok()) << grant.status().to_string();
+  EXPECT_GE(grant->cached_tokens, 448);
+  ASSERT_EQ(static_cast<int>(source->layers.size()), p.executor->kv_spec().layers);
+  for (const auto& [layer, reported] : source->layers) ASSERT_EQ(reported, kPrompt) << "layer " << layer;
+  copy_kv(p, *at_p, d, *grant, grant->cached_tokens, kPrompt);
+  p.engine->release(*at_p);
+  const auto sink = std::make_shared<Sink>();
+  const auto call = d.engine->start_decode(grant->seq, source->first, sink);
+  ASSERT_TRUE(loop_.run_until([&] { return sink->done.has_value(); }));
+  Draws got = {draw_of(source->first[0].token)};
+  got.insert(got.end(), sink->draws[0].begin(), sink->draws[0].end());
+  EXPECT_EQ(got, alone(r));
 }
 
 TEST_F(Golden, PromptLogprobsAreThoseOfTheContinuation) {
   auto r = request(150, 21, true, 30);
   r.sampling.logprobs = 3;
-  Rig e = rig(2, 0);
+  Rig e = rig({.threads = 2});
   const auto generated = std::make_shared<Sink>();
   const auto call = e.engine->generate(r, generated);
   ASSERT_TRUE(loop_.run_until([&] { return generated->done.has_value(); }));
   auto echoed = r;  // the answer as part of the prompt
-  const auto& answer = generated->tokens[0];
-  echoed.ids.insert(echoed.ids.end(), answer.begin(), answer.end());
+  const Draws& answer = generated->draws[0];
+  for (const Draw& draw : answer) echoed.ids.push_back(draw.token);
   echoed.n_prompt = static_cast<std::int32_t>(echoed.ids.size());
   echoed.sampling.max_tokens = 1;
   echoed.sampling.prompt_logprobs = 3;
@@ -317,8 +420,8 @@ TEST_F(Golden, PromptLogprobsAreThoseOfTheContinuation) {
   ASSERT_EQ(sink->prompt.size(), 180u);
   for (std::size_t i = 150; i < 180; ++i) {
     ASSERT_TRUE(sink->prompt[i].has_value());
-    EXPECT_EQ(sink->prompt[i]->token, answer[i - 150]);
-    EXPECT_EQ(sink->prompt[i]->top.at(0).token, answer[i - 150]);  // it was greedy
+    EXPECT_EQ(draw_of(*sink->prompt[i]), answer[i - 150]);
+    EXPECT_EQ(sink->prompt[i]->top.at(0).token, answer[i - 150].token);  // it was greedy
     EXPECT_EQ(sink->prompt[i]->top.at(0).logprob, sink->prompt[i]->logprob);
   }
 }
