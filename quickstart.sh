@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a bare Debian 12 to an answer: installs, builds, fetches the default model, starts one prefill worker, one decode worker and the gateway on
-# port 8000, and sends one chat request through the hand-off. Run it as often as you like; only what is missing is done.
+# From a bare Debian 12 to an answer: installs, builds, fetches the default model, starts one prefill worker, one decode worker and the
+# gateway on port 8000, and sends one chat request through the hand-off. Run it as often as you like; only what is missing is done.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=tools/setup.sh
@@ -17,7 +17,8 @@ step "2/5 build"
 baton_build release -DBATON_TESTS=OFF
 
 step "3/5 model"
-build/baton pull smollm2-135m || baton_fail "fetch the model" "check the network, then run this again; the download goes on where it stopped"
+build/baton pull smollm2-135m ||
+  baton_fail "fetch the model" "check the network, then run this again; the download goes on where it stopped"
 
 step "4/5 server"
 if build/baton status --port "$port" >/dev/null 2>&1; then

@@ -27,13 +27,16 @@ def load(path):
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=weights["embed"].shape[0], hidden_size=hidden, intermediate_size=weights["0.gate"].shape[0],
-            num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.kv_heads, head_dim=config.head_dim,
-            max_position_embeddings=config.context, rms_norm_eps=config.eps, rope_theta=config.theta, tie_word_embeddings="head" not in weights,
+            num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=config.context, rms_norm_eps=config.eps, rope_theta=config.theta,
+            tie_word_embeddings="head" not in weights,
             attn_implementation="eager",
         )
     )  # fmt: skip
-    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj",
-             "v": "self_attn.v_proj", "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}  # fmt: skip
+    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "q": "self_attn.q_proj",
+             "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
+             "down": "mlp.down_proj"}  # fmt: skip
     state = {"model.embed_tokens.weight": weights["embed"], "model.norm.weight": weights["norm"]}
     state["lm_head.weight"] = weights.get("head", weights["embed"])
     for i in range(config.layers):

@@ -4,7 +4,9 @@
 Needs numpy; GGUF also the `gguf` package.
 
   make_model.py out.gguf --family llama --type Q8_0
-  make_model.py out_folder --family qwen2 --layers 2 --hidden 640 --heads 40 --kv-heads 8 --head-dim 16 --ffn 1728   # the shape of a 32B Qwen2, small
+  make_model.py out_folder --family qwen2 --layers 2 --hidden 640 --heads 40 --kv-heads 8 --head-dim 16 --ffn 1728
+
+The last has the shape of a 32B Qwen2, small.
 
 Weights are a function of (seed, tensor name, index) alone: splitmix64 numbers, uniform, scaled so that activations keep their size. The C++
 tests' src/model/random_model.h makes the same ones. The vocabulary is the 256 bytes, a few merges and ChatML's special tokens.
@@ -170,7 +172,8 @@ def write_folder(a):
         "architectures": [FAMILIES[a.family]], "model_type": a.family, "hidden_act": "silu", "hidden_size": a.hidden,
         "intermediate_size": a.ffn, "num_hidden_layers": a.layers, "num_attention_heads": a.heads, "num_key_value_heads": a.kv_heads,
         "head_dim": a.head_dim, "vocab_size": a.vocab, "max_position_embeddings": a.context, "rms_norm_eps": a.eps,
-        "rope_theta": a.rope_theta, "tie_word_embeddings": a.tied, "torch_dtype": {"F32": "float32", "F16": "float16"}.get(a.type, "bfloat16"),
+        "rope_theta": a.rope_theta, "tie_word_embeddings": a.tied,
+        "torch_dtype": {"F32": "float32", "F16": "float16"}.get(a.type, "bfloat16"),
         "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     if a.rope_scaling:

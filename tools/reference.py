@@ -5,8 +5,8 @@ Reads a GGUF file (dequantised by the `gguf` package) or a Hugging Face folder (
 
   reference.py MODEL generate --ids 1,2,3 --tokens 16
   reference.py MODEL goldens --prompts prompts.json --tokens 8 --top 5 --out goldens.json
-      prompts.json: [{"name": "...", "ids": [..]}, ..]. Continues each greedily by --tokens, then writes for every position the ids and logits
-      of the most likely tokens.
+      prompts.json: [{"name": "...", "ids": [..]}, ..]. Continues each greedily by --tokens, then writes for every position the ids and
+      logits of the most likely tokens.
 """
 
 import argparse

@@ -4,9 +4,10 @@
 # Does nothing where everything is there. On another system it prints the list and stops.
 set -euo pipefail
 
-BATON_PACKAGES=(g++ cmake ninja-build ccache mold pkg-config git ca-certificates curl python3 python3-pip
-  libboost1.81-dev libcurl4-openssl-dev libssl-dev libdnnl-dev libedit-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libcli11-dev prometheus-cpp-dev libxxhash-dev)
-BATON_TEST_PACKAGES=(libgtest-dev libgmock-dev clang-format-19 python3-venv)
+# docs/dependencies.md says what each is for.
+BATON_PACKAGES=(g++ cmake ninja-build ccache mold pkg-config ca-certificates curl python3 python3-pip libboost1.81-dev
+  libcurl4-openssl-dev libssl-dev libedit-dev nlohmann-json3-dev libspdlog-dev libcli11-dev prometheus-cpp-dev libxxhash-dev)
+BATON_TEST_PACKAGES=(git libgtest-dev libgmock-dev clang-format-19 python3-venv)
 BATON_CARGO_MINIMUM=87 # 1.87
 
 baton_fail() { # step, remedy
@@ -39,10 +40,10 @@ baton_setup() { # packages...
   if ! grep -qs '^VERSION_ID="12"' /etc/os-release || ! grep -qs '^ID=debian' /etc/os-release; then
     cat >&2 <<EOF
 This script installs packages on Debian 12 only. On this system, install by hand:
-  - a C++20 compiler (g++ 12 or newer), cmake 3.25, ninja, git, curl, python3 with pip; ccache and mold if you like
+  - a C++20 compiler (g++ 12 or newer), cmake 3.25, ninja, pkg-config, curl, python3 with pip; ccache and mold if you like
   - Rust: cargo 1.$BATON_CARGO_MINIMUM or newer
-  - Boost 1.81 or newer, libcurl, OpenSSL 3, oneDNN 2.6, libedit, nlohmann-json 3.11, spdlog and fmt, CLI11 2.1, prometheus-cpp 1.0, xxHash 0.8
-  - for the tests: GoogleTest, clang-format 19
+  - Boost 1.81 or newer, libcurl, OpenSSL 3, libedit, nlohmann-json 3.11, spdlog with fmt, CLI11 2.1, prometheus-cpp 1.0, xxHash 0.8
+  - for the tests: git, GoogleTest with GoogleMock, clang-format 19
 then: cmake --preset release && cmake --build build
 EOF
     exit 1
@@ -62,7 +63,8 @@ EOF
   "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 update ||
     baton_fail "update package lists" "check the network and /etc/apt/sources.list, then run this again"
   # shellcheck disable=SC2086
-  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends $missing >/dev/null ||
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
+    install -y --no-install-recommends $missing >/dev/null ||
     baton_fail "install packages" "read apt's message above; by hand: apt-get install $missing"
   baton_find_cargo >/dev/null || baton_fail "find cargo" "install cargo 1.$BATON_CARGO_MINIMUM or newer and set CARGO to it"
 }
@@ -74,9 +76,13 @@ baton_build() { # preset, cmake arguments...
   export CARGO
   local log
   log=$(mktemp)
-  cmake --preset "$preset" -DBATON_CARGO="$CARGO" "$@" >"$log" 2>&1 || { tail -n 30 "$log" >&2; baton_fail "configure" "the message above names what is missing; tools/setup.sh installs it"; }
+  cmake --preset "$preset" -DBATON_CARGO="$CARGO" "$@" >"$log" 2>&1 || {
+    tail -n 30 "$log" >&2
+    baton_fail "configure" "the message above names what is missing; tools/setup.sh installs it"
+  }
   rm -f "$log"
-  cmake --build --preset "$preset" || baton_fail "build" "the first error above tells; rm -rf build and run this again if it was interrupted"
+  cmake --build --preset "$preset" ||
+    baton_fail "build" "the first error above tells; rm -rf build and run this again if it was interrupted"
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
