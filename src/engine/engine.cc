@@ -74,6 +74,7 @@ class EngineImpl final : public Engine {
   }
 
   EngineStatus status() const override { return scheduler_.status(); }
+  Status check() const override { return scheduler_.check(); }
 
  private:
   struct Client {

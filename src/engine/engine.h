@@ -66,6 +66,8 @@ class Engine : public wire::Generator {
   virtual void release(SeqId seq) = 0;
 
   virtual EngineStatus status() const = 0;
+  // Verifies the pool's books against the sequences, O(blocks): for tests and the simulation.
+  virtual Status check() const = 0;
 };
 
 }  // namespace baton::engine

@@ -1,0 +1,120 @@
+#include "sim/device.h"
+
+#include <utility>
+
+namespace baton::sim {
+
+Device::Device(Host& host, Trace& trace, DeviceModel model, const device::KvView& view, Memory memory)
+    : host_(host), trace_(trace), model_(model), view_(view), memory_(std::move(memory)) {}
+
+Device::~Device() {
+  for (const auto timer : timers_) host_.cancel(timer);
+}
+
+std::uint64_t& Device::word(const engine::StepRow& row, int layer, int head, int kind, std::int32_t token) const {
+  const int bt = view_.spec.block_tokens;
+  const BlockId block = (*row.blocks)[static_cast<std::size_t>(token / bt)];
+  return (*memory_)[static_cast<std::size_t>(view_.offset(layer, block, head, static_cast<device::KvKind>(kind), token % bt)) / 8];
+}
+
+void Device::submit(const engine::StepPlan& plan) {
+  plan_ = &plan;
+  std::int64_t ns = model_.step;
+  for (const auto& row : plan.rows) {
+    // A row that is not the end of its sequence, or computes several tokens, is part of a prompt.
+    const bool decodes = row.end - row.begin == 1 && row.sample;
+    ns += decodes ? model_.decode_row : model_.prefill_token * (row.end - row.begin);
+    ns += model_.context_token * row.end;
+  }
+  const Duration total(std::max<std::int64_t>(1, ns / 1000));
+  result_.elapsed = total;
+  const int layers = view_.spec.layers;
+  timers_.clear();
+  for (int layer = 0; layer < layers; ++layer) {
+    timers_.push_back(host_.after(total * (layer + 1) / (layers + 1), [this, layer] { layer_due(layer); }));
+  }
+  timers_.push_back(host_.after(total, [this] { finish(); }));
+  std::uint64_t content = 0;
+  for (const auto& row : plan.rows) {
+    content = mix(mix(mix(content, row.seq.value), static_cast<std::uint64_t>(row.begin)), static_cast<std::uint64_t>(row.end));
+    for (const BlockId block : *row.blocks) content = mix(content, static_cast<std::uint64_t>(block.value));
+  }
+  trace_(host_.clock().now(), host_.name(), "step", plan.step, plan.rows.size(), total.count(), content);
+}
+
+void Device::copy_blocks() {
+  const auto& spec = view_.spec;
+  for (const auto& copy : plan_->copies) {
+    for (int l = 0; l < spec.layers; ++l) {
+      for (int h = 0; h < spec.kv_heads; ++h) {
+        for (auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
+          for (int t = 0; t < spec.block_tokens; ++t) {
+            (*memory_)[static_cast<std::size_t>(view_.offset(l, copy.to, h, kind, t)) / 8] =
+                (*memory_)[static_cast<std::size_t>(view_.offset(l, copy.from, h, kind, t)) / 8];
+          }
+        }
+      }
+    }
+  }
+}
+
+void Device::layer_due(int layer) {
+  if (layer == 0) copy_blocks();
+  for (const auto& row : plan_->rows) write(row, layer);
+  callbacks_.on_layer(plan_->step, layer);
+}
+
+void Device::write(const engine::StepRow& row, int layer) {
+  for (int h = 0; h < view_.spec.kv_heads; ++h) {
+    for (int kind : {0, 1}) {
+      std::uint64_t before = row.begin > 0 ? word(row, layer, h, kind, row.begin - 1) : first_word(layer, h, kind);
+      for (std::int32_t t = row.begin; t < row.end; ++t) {
+        before = word(row, layer, h, kind, t) = next_word(before, (*row.ids)[static_cast<std::size_t>(t)]);
+      }
+    }
+  }
+}
+
+engine::StepResult::Row Device::sample(const engine::StepRow& row) const {
+  engine::StepResult::Row out;
+  out.seq = row.seq;
+  if (row.sample) {
+    const auto& spec = view_.spec;
+    Context context;
+    int slot = 0;
+    for (int l = 0; l < spec.layers; ++l) {
+      for (int h = 0; h < spec.kv_heads; ++h) {
+        for (int kind : {0, 1}) {
+          for (std::int32_t t = 0; t < row.end; ++t) context.add(t, slot, word(row, l, h, kind, t));
+          ++slot;
+        }
+      }
+    }
+    for (int i = 0; i < row.sample->choices; ++i) {
+      out.sampled.push_back(
+          context.sample(*row.sample->params, row.sample->seed, row.sample->n_prompt, row.end, row.sample->first_choice + i));
+    }
+  }
+  if (row.prompt_logprobs >= 0) {
+    for (std::int32_t t = row.begin + 1; t <= row.end && t < static_cast<std::int32_t>(row.ids->size()); ++t) {
+      const TokenId token = (*row.ids)[static_cast<std::size_t>(t)];
+      out.prompt.push_back({.token = token, .logprob = prompt_logprob(t, token), .top = {}});
+    }
+  }
+  return out;
+}
+
+void Device::finish() {
+  timers_.clear();
+  result_.step = plan_->step;
+  result_.rows.clear();
+  std::uint64_t tokens = 0;
+  for (const auto& row : plan_->rows) {
+    result_.rows.push_back(sample(row));
+    for (const auto& s : result_.rows.back().sampled) tokens = mix(tokens, static_cast<std::uint64_t>(s.token));
+  }
+  trace_(host_.clock().now(), host_.name(), "sampled", result_.step, tokens);
+  callbacks_.on_result(result_);
+}
+
+}  // namespace baton::sim

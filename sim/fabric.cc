@@ -1,0 +1,119 @@
+#include "sim/fabric.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "transfer/shm/copy_digest.h"
+
+namespace baton::sim {
+namespace {
+
+std::byte* bytes_of(const Memory& memory) { return reinterpret_cast<std::byte*>(memory->data()); }
+std::size_t size_of(const Memory& memory) { return memory->size() * sizeof(std::uint64_t); }
+
+}  // namespace
+
+std::int32_t Memories::add(Memory memory) {
+  memories_[next_] = std::move(memory);
+  return next_++;
+}
+Memory Memories::find(std::int32_t pid) const {
+  const auto found = memories_.find(pid);
+  return found == memories_.end() ? nullptr : found->second;
+}
+
+struct Fabric::Region final : transfer::PeerRegion {
+  explicit Region(Memory m) : memory(std::move(m)) {}
+  const Memory memory;
+};
+
+Fabric::Fabric(Host& host, Trace& trace, FabricModel model, Memories& memories, const device::KvView& view, Memory own)
+    : host_(host),
+      trace_(trace),
+      model_(model),
+      memories_(memories),
+      view_(view),
+      own_(std::move(own)),
+      pid_(memories.add(own_)),
+      self_(std::make_shared<Fabric*>(this)) {}
+
+Fabric::~Fabric() { memories_.remove(pid_); }
+
+transfer::SourceRegion Fabric::export_pool(transfer::Range heads) const { return {pid_, 3, size_of(own_), view_, heads}; }
+
+Result<std::shared_ptr<transfer::PeerRegion>> Fabric::open(const transfer::SourceRegion& region) {
+  const Memory memory = memories_.find(region.pid);
+  if (memory == nullptr || size_of(memory) < region.bytes)
+    return {Code::kUnavailable, "no process " + std::to_string(region.pid) + " has this memory"};
+  return std::shared_ptr<transfer::PeerRegion>(std::make_shared<Region>(memory));
+}
+
+Fabric::JobId Fabric::fetch(std::shared_ptr<transfer::PeerRegion> peer, std::vector<transfer::ByteRun> runs, Done done) {
+  return submit(std::static_pointer_cast<Region>(std::move(peer)), std::move(runs), std::move(done));
+}
+Fabric::JobId Fabric::digest(std::vector<transfer::ByteRun> runs, Done done) { return submit(nullptr, std::move(runs), std::move(done)); }
+
+Fabric::JobId Fabric::submit(std::shared_ptr<Region> peer, std::vector<transfer::ByteRun> runs, Done done) {
+  const JobId id = next_job_++;
+  const std::size_t source = peer ? size_of(peer->memory) : size_of(own_);
+  Status refusal;
+  if (jobs_.size() >= model_.jobs_max) refusal = Status(Code::kResourceExhausted, "too many KV copies wait");
+  if (runs.empty() || !transfer::runs_inside(runs, source, size_of(own_))) refusal = Status(Code::kDataLoss, "a KV copy leaves its region");
+  if (!refusal.ok()) {
+    ++refused_;
+    host_.post([weak = std::weak_ptr(self_), done = std::move(done), refusal] {
+      const auto self = weak.lock();
+      if (!self) return;
+      --(*self)->refused_;
+      done(refusal);
+    });
+    return id;
+  }
+  jobs_.push_back({id, std::move(peer), std::move(runs), std::move(done)});
+  if (jobs_.size() == 1) begin();
+  return id;
+}
+
+void Fabric::cancel(JobId job) {
+  // The first one runs, and completes.
+  for (std::size_t i = 1; i < jobs_.size(); ++i) {
+    if (jobs_[i].id == job) jobs_[i].cancelled = true;
+  }
+}
+
+void Fabric::copy(const Job& job, std::size_t from, std::size_t to) {
+  if (!job.peer) return;
+  for (std::size_t i = from; i < to; ++i) {
+    const auto& run = job.runs[i];
+    std::memcpy(bytes_of(own_) + run.target, bytes_of(job.peer->memory) + run.source, static_cast<std::size_t>(run.bytes));
+  }
+}
+
+void Fabric::begin() {
+  Job& job = jobs_.front();
+  std::int64_t bytes = 0;
+  for (const auto& run : job.runs) bytes += run.bytes;
+  Duration takes = model_.job + Duration(bytes * 1000 / model_.bytes_per_ms);
+  if (job.cancelled) takes = Duration(0);
+  if (!job.cancelled) copy(job, 0, job.runs.size() / 2);
+  host_.after(takes, [weak = std::weak_ptr(self_)] {
+    if (const auto self = weak.lock()) (*self)->end();
+  });
+}
+
+void Fabric::end() {
+  Job job = std::move(jobs_.front());
+  jobs_.pop_front();
+  if (!jobs_.empty()) begin();
+  if (job.cancelled) {
+    trace_(host_.clock().now(), host_.name(), "copy cancelled", job.id);
+    return job.done(Status(Code::kCancelled, "cancelled"));
+  }
+  copy(job, job.runs.size() / 2, job.runs.size());
+  const transfer::Digest digest = transfer::digest_runs(bytes_of(own_), job.runs);
+  trace_(host_.clock().now(), host_.name(), job.peer ? "copied" : "digested", job.id, digest.high);
+  job.done(digest);
+}
+
+}  // namespace baton::sim

@@ -1,0 +1,76 @@
+#pragma once
+// The simulated fabric: as transfer/shm, one copier per process that runs one job at a time, over the memories of the simulated processes.
+// The first half of a copy is made when its job begins and the rest when it ends: a source that is reused meanwhile gives a wrong digest, a
+// target that is reused meanwhile gets wrong KV.
+
+#include <deque>
+#include <map>
+#include <memory>
+
+#include "sim/device.h"
+#include "sim/host.h"
+#include "sim/trace.h"
+#include "transfer/fabric.h"
+
+namespace baton::sim {
+
+struct FabricModel {
+  Duration job = Duration(20);  // of each
+  std::int64_t bytes_per_ms = 5'000'000;
+  std::size_t jobs_max = 1024;
+};
+
+// Whose memory there is: what /proc/<pid>/fd/<fd> is to a machine.
+class Memories {
+ public:
+  std::int32_t add(Memory memory);  // a new pid
+  void remove(std::int32_t pid) { memories_.erase(pid); }
+  Memory find(std::int32_t pid) const;
+
+ private:
+  std::map<std::int32_t, Memory> memories_;
+  std::int32_t next_ = 1;
+};
+
+class Fabric final : public transfer::Fabric {
+ public:
+  Fabric(Host& host, Trace& trace, FabricModel model, Memories& memories, const device::KvView& view, Memory own);
+  ~Fabric() override;
+
+  transfer::SourceRegion export_pool(transfer::Range heads) const override;
+  Result<std::shared_ptr<transfer::PeerRegion>> open(const transfer::SourceRegion& region) override;
+  JobId fetch(std::shared_ptr<transfer::PeerRegion> peer, std::vector<transfer::ByteRun> runs, Done done) override;
+  JobId digest(std::vector<transfer::ByteRun> runs, Done done) override;
+  void cancel(JobId job) override;
+  std::size_t jobs_max() const override { return model_.jobs_max; }
+
+  std::size_t jobs() const { return jobs_.size() + refused_; }
+
+ private:
+  struct Region;
+  struct Job {
+    JobId id = 0;
+    std::shared_ptr<Region> peer;  // null: digest local memory
+    std::vector<transfer::ByteRun> runs;
+    Done done;
+    bool cancelled = false;
+  };
+  JobId submit(std::shared_ptr<Region> peer, std::vector<transfer::ByteRun> runs, Done done);
+  void begin();
+  void end();
+  void copy(const Job& job, std::size_t from, std::size_t to);
+
+  Host& host_;
+  Trace& trace_;
+  const FabricModel model_;
+  Memories& memories_;
+  const device::KvView view_;
+  const Memory own_;
+  const std::int32_t pid_;
+  std::deque<Job> jobs_;  // the first one runs
+  JobId next_job_ = 1;
+  std::size_t refused_ = 0;  // whose answers are under way
+  const std::shared_ptr<Fabric*> self_;
+};
+
+}  // namespace baton::sim
