@@ -69,6 +69,8 @@ void Core::finish_choice(TimePoint now, RequestKey key, int choice) {
   note(*request, now, "choice_finished_by_client", std::to_string(choice));
   deliver(*request, wire::FinishEvent{.choice = choice, .reason = wire::FinishReason::kStop, .stop_token = {}});
   if (request->all_finished()) {
+    request->base.sampling.prompt_logprobs = -1;  // whoever ends it all before they come does not want them
+    release_tokens(*request);
     finish(*request, now, Status());
   } else if (Run* run = request->run_of(choice); run != nullptr) {
     if (run->n == 1) {  // nothing else hangs on its legs
@@ -77,6 +79,7 @@ void Core::finish_choice(TimePoint now, RequestKey key, int choice) {
       cancel_leg(run->decode_leg);
       run->state = RunState::kEnded;
       run->deadline = kNever;
+      fail_if_logprobs_lost(*request, now);
     } else if (run->state == RunState::kDecoding) {
       actions_.push_back(FinishChoice{run->decode_worker, request->base.id, choice});
     }
@@ -86,7 +89,28 @@ void Core::finish_choice(TimePoint now, RequestKey key, int choice) {
 
 // --- ends of a request
 
-void Core::deliver(Request& request, Emission event) { actions_.push_back(Deliver{request.key, std::move(event)}); }
+void Core::deliver(Request& request, Emission event) {
+  const bool follows = std::holds_alternative<wire::TokenEvent>(event) || std::holds_alternative<wire::FinishEvent>(event);
+  if (follows && request.wants_prompt_logprobs()) return request.behind_logprobs.push_back(std::move(event));
+  actions_.push_back(Deliver{request.key, std::move(event)});
+}
+
+// They come from P and are long; D's tokens, which follow them, may be here before.
+void Core::deliver_prompt_logprobs(Request& request, TimePoint now, wire::PromptLogprobs event) {
+  if (!request.wants_prompt_logprobs()) return;
+  request.prompt_logprobs_sent = true;
+  deliver(request, std::move(event));
+  release_tokens(request);
+  if (request.linger_until) wake_at(request, *(request.linger_until = now + options_.linger));
+}
+
+void Core::release_tokens(Request& request) {
+  for (Emission& held : std::exchange(request.behind_logprobs, {})) deliver(request, std::move(held));
+}
+
+void Core::fail_if_logprobs_lost(Request& request, TimePoint now) {
+  if (!request.closed && request.prompt_logprobs_lost()) finish(request, now, Status());
+}
 
 void Core::deliver_served(Request& request) { deliver(request, request.record.served); }
 
@@ -129,12 +153,12 @@ void Core::close(Request& request, TimePoint now, const Status& status) {
 void Core::finish_if_complete(Request& request, TimePoint now) {
   if (request.closed || !request.all_finished()) return;
   if (!request.linger_until) {
-    request.linger_until = now + options_.linger;
+    request.linger_until = request.wants_prompt_logprobs() ? std::min(request.deadline, now + options_.token_timeout) : now + options_.linger;
     wake_at(request, *request.linger_until);
     for (Run& run : request.runs) run.deadline = kNever;
   }
   const bool open = std::ranges::any_of(request.runs, [](const Run& run) { return run.decode_leg || run.prefill_leg; });
-  if (!open || now >= *request.linger_until) finish(request, now, Status());
+  if (!open || now >= *request.linger_until || request.prompt_logprobs_lost()) finish(request, now, Status());
 }
 
 void Core::sweep(TimePoint now) {

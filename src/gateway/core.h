@@ -146,6 +146,9 @@ class Core {
   // core.cc: requests, time, workers
   void deliver(Request& request, Emission event);
   void deliver_served(Request& request);
+  void deliver_prompt_logprobs(Request& request, TimePoint now, wire::PromptLogprobs event);
+  void release_tokens(Request& request);
+  void fail_if_logprobs_lost(Request& request, TimePoint now);
   void note(Request& request, TimePoint now, std::string what, std::string detail = {});
   void finish(Request& request, TimePoint now, Status status);
   void close(Request& request, TimePoint now, const Status& status);

@@ -214,11 +214,7 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                  },
                  [&](wire::Tokens& e) { on_tokens(request, id, now, std::move(e.tokens)); },
                  [&](const wire::FinishEvent& e) { on_finish(request, id, now, e); },
-                 [&](wire::PromptLogprobs& e) {
-                   if (!request.wants_prompt_logprobs()) return;
-                   request.prompt_logprobs_sent = true;
-                   deliver(request, std::move(e));
-                 },
+                 [&](wire::PromptLogprobs& e) { deliver_prompt_logprobs(request, now, std::move(e)); },
                  [&](const wire::Served& e) { merge_served(request, leg, e); },
                  [&](const wire::Done&) { on_done(request, id, now); },
                  [&](const wire::Failed& e) { leg_failed(request, id, now, e.status.with_context(worker), false); },
@@ -246,6 +242,7 @@ void Core::on_committed(Request& request, std::size_t run_index, TimePoint now, 
     set_wait(request, run, now, options_.token_timeout, "the next token from " + registry_.at(run.decode_worker).name());
   }
   on_tokens(request, leg, now, std::move(event.first));
+  fail_if_logprobs_lost(request, now);
 }
 
 void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire::TokenEvent> tokens) {
@@ -342,6 +339,7 @@ void Core::on_done(Request& request, LegId id, TimePoint now) {
   } else if (run.state == RunState::kPrefilling) {
     set_wait(request, run, now, options_.commit_timeout, "the commit on " + registry_.at(run.decode_worker).name());
   }
+  fail_if_logprobs_lost(request, now);
   finish_if_complete(request, now);
 }
 
@@ -420,7 +418,7 @@ bool Core::count_failure(Request& request, TimePoint now, const Status& status) 
 void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused,
                           bool nacked) {
   Run& run = request.runs[run_index];
-  if (run.state != RunState::kPrefilling) return;  // D has committed
+  if (run.state != RunState::kPrefilling) return fail_if_logprobs_lost(request, now);  // D has committed
   note(request, now, nacked ? "prefill_nacked" : refused ? "prefill_refused" : "prefill_failed", status.to_string());
   if (!retryable(status.code())) return finish(request, now, status);
   ++(nacked ? stats_.retries_nacked : refused ? stats_.retries_prefill_refused : stats_.retries_prefill_failed);

@@ -601,6 +601,61 @@ TEST_F(CoreTest, LostPromptLogprobsAreAnErrorNotAGap) {
   EXPECT_EQ(prompt_logprobs_, 1) << "once, whatever the attempts";
 }
 
+// P's line of them may be megabytes, and is then overtaken by the hand-off and D's tokens.
+TEST_F(CoreTest, TokensWaitForThePromptLogprobs) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  wire::GenerateRequest r = request_of({1, 2, 3});
+  r.sampling.prompt_logprobs = 1;
+  submit(r);
+  event(decode(), wire::Reserved{LeaseId(77)});
+  event(decode(), wire::Committed{Attempt(1), {token(3, 50)}});
+  event(decode(), wire::Tokens{{token(4, 51)}});
+  event(decode(), finish());
+  event(decode(), wire::Done{});
+  advance(1000 * kMs);
+  EXPECT_TRUE(tokens_.empty());
+  EXPECT_TRUE(finishes_.empty());
+  EXPECT_TRUE(done_.empty()) << "D is done, P is still sending";
+  event(prefill(), wire::PromptLogprobs{{std::nullopt, token(1, 2), token(2, 3)}});
+  EXPECT_EQ(prompt_logprobs_, 1);
+  EXPECT_THAT(tokens_[0], ElementsAre(50, 51));
+  EXPECT_EQ(finishes_.size(), 1u);
+  event(prefill(), wire::Done{});
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_TRUE(done_[0].ok()) << done_[0].to_string();
+}
+
+TEST_F(CoreTest, PromptLogprobsThatNeverComeEndTheRequestInTime) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  wire::GenerateRequest r = request_of({1, 2, 3});
+  r.sampling.prompt_logprobs = 1;
+  submit(r);
+  event(decode(), wire::Reserved{LeaseId(77)});
+  event(decode(), wire::Committed{Attempt(1), {token(3, 50)}});
+  event(decode(), finish());
+  event(decode(), wire::Done{});
+  for (int i = 0; i < 200 && done_.empty(); ++i) advance(500 * kMs);
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_EQ(done_[0].code(), Code::kUnavailable);
+  EXPECT_TRUE(tokens_.empty()) << "an error comes before the first token or not at all";
+  EXPECT_LE(now_, TimePoint(60000 * kMs));
+}
+
+// A stop string was found, or the client is content: that is no error, whatever has not come yet.
+TEST_F(CoreTest, AClientThatEndsItAllDoesNotWaitForPromptLogprobs) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  wire::GenerateRequest r = request_of({1, 2, 3});
+  r.sampling.prompt_logprobs = 1;
+  const RequestKey key = submit(r);
+  event(decode(), wire::Reserved{LeaseId(77)});
+  core_->finish_choice(now_, key, 0);
+  pump();
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_TRUE(done_[0].ok()) << done_[0].to_string();
+  EXPECT_EQ(finishes_.size(), 1u);
+  EXPECT_EQ(core_->open_legs(), 0u);
+}
+
 TEST_F(CoreTest, DrainingWorkersGetNothingNew) {
   start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
   wire::WorkerStatus s = healthy("d0", Role::kDecode);

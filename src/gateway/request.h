@@ -1,6 +1,7 @@
 #pragma once
 // Private to the core: the state of one request and of its runs.
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -45,6 +46,7 @@ struct Core::Request {
   int failures = 0;  // since the last progress
   bool first_token = false;
   bool prompt_logprobs_sent = false;
+  std::vector<Emission> behind_logprobs;  // tokens and finishes that came before them
   std::optional<TimePoint> linger_until;  // every choice has finished
   TimePoint wake = kNever;
   bool closed = false;
@@ -60,6 +62,12 @@ struct Core::Request {
     return true;
   }
   bool wants_prompt_logprobs() const { return base.sampling.prompt_logprobs >= 0 && !prompt_logprobs_sent; }
+  // Nobody is left who would send them.
+  bool prompt_logprobs_lost() const {
+    return wants_prompt_logprobs() && std::ranges::none_of(runs, [](const Run& run) {
+             return run.prefill_leg || run.state == RunState::kReserving || run.state == RunState::kPrefilling;
+           });
+  }
   Run* run_of(int choice) {
     for (Run& run : runs)
       if (run.state != RunState::kEnded && choice >= run.first && choice < run.first + run.n) return &run;
