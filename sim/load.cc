@@ -202,7 +202,8 @@ void Client::on_done(Status status) {
       if (!c.finished) fail("done without a finish of choice " + std::to_string(number));
     }
     if (!served_) fail("nobody says who served it");
-    if (plan_.request.sampling.prompt_logprobs >= 0 && !prompt_logprobs_) fail("prompt log-probabilities are missing");
+    const bool ended_by_us = std::any_of(choices_.begin(), choices_.end(), [](const auto& c) { return c.second.finished_by_us; });
+    if (plan_.request.sampling.prompt_logprobs >= 0 && !prompt_logprobs_ && !ended_by_us) fail("prompt log-probabilities are missing");
     return end(Outcome::kComplete);
   }
   if (status.code() == Code::kDeadlineExceeded) {

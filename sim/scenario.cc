@@ -6,7 +6,6 @@ namespace baton::sim {
 namespace {
 
 using std::chrono::milliseconds;
-using std::chrono::seconds;
 using wire::Role;
 
 std::vector<Scenario> make() {
@@ -22,6 +21,66 @@ std::vector<Scenario> make() {
   };
 
   add("steady", "2P + 2D well below their limits: every request completes");
+  {
+    Scenario& s = add("aggregated", "two workers of both roles, no hand-off");
+    s.workers = {{.count = 2, .role = Role::kBoth, .block_tokens = {8, 16, 32}}};
+  }
+  {
+    Scenario& s =
+        add("burst", "groups of 50 requests at once on 1P + 2D with little KV: what cannot be reserved is refused, the rest completes");
+    s.workers = {{.count = 1, .role = Role::kPrefill, .block_tokens = {16}},
+                 {.count = 2, .role = Role::kDecode, .pool_tokens = 4096, .block_tokens = {16, 32}, .max_num_seqs = 16}};
+    s.load.requests = 150;
+    s.load.burst = 50;
+    s.refusals = s.expects_refusal = true;
+  }
+  {
+    Scenario& s =
+        add("slow-decode", "decode ten times slower than usual, long outputs: reservations push back, sequences share few blocks");
+    s.workers = {{.count = 2, .role = Role::kPrefill, .block_tokens = {16, 32}},
+                 {.count = 1,
+                  .role = Role::kDecode,
+                  .pool_tokens = 6144,
+                  .block_tokens = {8, 16},
+                  .device = {.step = 20'000'000, .decode_row = 3'000'000}}};
+    s.load.output_min = 40;
+    s.load.output_max = 150;
+    s.load.gap = milliseconds(150);
+    s.refusals = s.expects_refusal = true;
+  }
+  {
+    Scenario& s =
+        add("preemption", "an aggregated worker whose pool holds a fraction of what runs: sequences are preempted and recomputed");
+    s.workers = {{.count = 1, .role = Role::kBoth, .pool_tokens = 1024, .block_tokens = {8, 16}}};
+    s.load.requests = 60;
+    s.load.gap = milliseconds(20);
+    s.load.output_max = 150;
+    s.expects_preemption = true;
+  }
+  {
+    Scenario& s = add("cancelled", "most clients leave, at any time or token, or end single choices early");
+    s.load.cancelled = 60;
+    s.load.choice_finished = 25;
+    s.load.several_choices = 30;
+    s.load.gap = milliseconds(15);
+    s.expects_cancel = true;
+    s.refusals = true;
+  }
+  {
+    Scenario& s =
+        add("deadlines", "short time-outs on slow workers: a request ends at its deadline, never before, and holds nothing afterwards");
+    s.workers = {{.count = 1, .role = Role::kPrefill, .block_tokens = {16}, .device = {.prefill_token = 400'000}},
+                 {.count = 1, .role = Role::kDecode, .block_tokens = {16}, .device = {.step = 10'000'000}}};
+    s.load.short_timeouts = 60;
+    s.refusals = s.expects_deadline = true;
+    s.no_retries = false;  // a worker's deadline may come first
+  }
+  {
+    Scenario& s = add("slow-network", "10 ms away, 1 MB/s, every message in pieces");
+    s.network = {.latency = milliseconds(10), .jitter = milliseconds(8), .bytes_per_ms = 1000, .split_one_in = 1};
+    s.fabric = {.job = milliseconds(2), .bytes_per_ms = 2000};
+    s.load.gap = milliseconds(100);
+  }
   return all;
 }
 
