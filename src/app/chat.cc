@@ -76,7 +76,14 @@ class LineReader {
 
 class Chat {
  public:
-  Chat(LocalHttp http, Json settings, std::string system) : http_(std::move(http)), settings_(std::move(settings)), system_(std::move(system)) { start_over(); }
+  Chat(LocalHttp http, Json settings, std::string system) : http_(std::move(http)), settings_(std::move(settings)), system_(std::move(system)) {
+    start_over();
+    http_.loop().on_signals({SIGINT}, [this](int) {
+      interrupted_ = true;
+      http_.loop().stop();
+    });
+  }
+  Chat(const Chat&) = delete;  // the signal handler holds its address
 
   // One exchange; prints as it comes.
   Status say(const std::string& text) {
@@ -92,10 +99,6 @@ class Chat {
     int tokens = 0;
     Status error;
     interrupted_ = false;
-    http_.loop().on_signals({SIGINT}, [this](int) {
-      interrupted_ = true;
-      http_.loop().stop();
-    });
     const auto answer = http_.post_events("/v1/chat/completions", body.dump(), [&](std::string_view data) {
       if (data == "[DONE]") return true;
       const Json chunk = Json::parse(data, nullptr, false);
@@ -104,10 +107,11 @@ class Chat {
         return true;
       }
       if (chunk.contains("usage") && chunk["usage"].is_object()) tokens = chunk["usage"].value("completion_tokens", 0);
-      if (chunk["choices"].empty()) return true;
+      const auto text = delta_text(chunk);
+      if (!text) return true;
       last = clock.now();
       if (first == TimePoint{}) first = last;
-      const std::string piece = chunk["choices"][0]["delta"].value("content", "");
+      const std::string& piece = *text;
       std::fputs(piece.c_str(), stdout);
       std::fflush(stdout);
       reply += piece;

@@ -102,10 +102,11 @@ class Check {
         out.prompt_tokens = chunk["usage"].value("prompt_tokens", 0);
         out.completion_tokens = chunk["usage"].value("completion_tokens", 0);
       }
-      if (chunk["choices"].empty()) return true;
+      const auto text = delta_text(chunk);
+      if (!text) return true;
       last = clock.now();
       if (out.chunks++ == 0) first = last;
-      out.text += chunk["choices"][0]["delta"].value("content", "");
+      out.text += *text;
       return true;
     }));
     BATON_RETURN_IF_ERROR(check_answer(answer, "streamed chat"));

@@ -34,4 +34,13 @@ Status check_answer(const HttpAnswer& answer, const std::string& what) {
   return Status(code, fmt::format("{}: HTTP {}: {}", what, answer.status, message));
 }
 
+std::optional<std::string> delta_text(const nlohmann::ordered_json& chunk) {
+  const auto choices = chunk.find("choices");
+  if (choices == chunk.end() || !choices->is_array() || choices->empty()) return std::nullopt;
+  const nlohmann::ordered_json& choice = choices->front();
+  if (!choice.is_object() || !choice.contains("delta") || !choice["delta"].is_object()) return "";
+  const auto text = choice["delta"].find("content");
+  return text != choice["delta"].end() && text->is_string() ? text->get<std::string>() : "";
+}
+
 }  // namespace baton::app

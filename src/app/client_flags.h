@@ -2,6 +2,8 @@
 // How the client commands (check, status, chat, bench serve) name the server that they talk to.
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "app/local_http.h"
@@ -22,5 +24,8 @@ struct ClientFlags {
 
 // A status other than 2xx as an error that carries the server's own message.
 Status check_answer(const HttpAnswer& answer, const std::string& what);
+
+// The text of the first choice of a streamed chat chunk, "" where it has none; nullopt for a chunk without choices (usage).
+std::optional<std::string> delta_text(const nlohmann::ordered_json& chunk);
 
 }  // namespace baton::app

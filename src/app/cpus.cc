@@ -25,11 +25,11 @@ std::vector<int> usable_cores() {
   cpu_set_t set;
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof set, &set) != 0) return {0};
-  std::vector<int> primary, secondary;
+  std::vector<int> cores;
   std::set<int> seen;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
-    if (CPU_ISSET(cpu, &set)) (seen.insert(first_sibling(cpu)).second ? primary : secondary).push_back(cpu);
-  return primary;
+    if (CPU_ISSET(cpu, &set) && seen.insert(first_sibling(cpu)).second) cores.push_back(cpu);
+  return cores;
 }
 
 Result<std::vector<std::vector<int>>> share_cores(std::vector<int> cores, int engines, int threads) {

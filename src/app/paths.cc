@@ -46,6 +46,15 @@ Result<std::string> resolve_model(const std::string& model) {
   return Status(Code::kNotFound, fmt::format("no model `{}`: neither a file nor a folder, nor one that was pulled. Known by name: {}; others: baton pull ORG/NAME", model, aliases));
 }
 
+std::string process_started(int pid) {
+  const auto stat = read_text_file(fmt::format("/proc/{}/stat", pid));
+  if (!stat.ok() || stat->rfind(')') == std::string::npos) return "";
+  std::istringstream fields(stat->substr(stat->rfind(')') + 1));  // the name before may hold anything
+  std::string field;
+  for (int i = 3; i <= 22; ++i) fields >> field;  // field 22: starttime, proc(5)
+  return field;
+}
+
 Result<std::string> read_text_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   if (!in) return Status(Code::kNotFound, fmt::format("cannot read {}", path));

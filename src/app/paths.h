@@ -31,6 +31,9 @@ const std::vector<KnownModel>& known_models();
 // kNotFound says how to get it.
 Result<std::string> resolve_model(const std::string& model);
 
+// When a process was started, in the kernel's ticks since boot; "" if there is none. With the pid it names a process that no later one can be mistaken for.
+std::string process_started(int pid);
+
 Result<std::string> read_text_file(const std::string& path);
 // Writes whole or not at all (a temporary file beside it, then rename).
 Status write_text_file(const std::string& path, const std::string& text);

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "app/args.h"
 #include "app/commands.h"
@@ -67,7 +68,9 @@ class Progress {
 
 class Serve {
  public:
-  Serve(ServeFlags flags, std::FILE* out, bool detached) : flags_(std::move(flags)), progress_(out), detached_(detached) {}
+  // `listen_fd`: a socket that listens on the front port already, or -1.
+  Serve(ServeFlags flags, std::FILE* out, bool detached, int listen_fd = -1)
+      : flags_(std::move(flags)), progress_(out), detached_(detached), listen_fd_(listen_fd) {}
 
   int run() {
     started_ = loop_.clock().now();
@@ -100,7 +103,9 @@ class Serve {
                    config.hidden, config.heads, config.kv_heads, to_string(files->dominant_format()), format_bytes(static_cast<double>(files->weight_bytes())));
     raise_file_limit();
     BATON_RETURN_IF_ERROR(plan_workers());
-    BATON_ASSIGN_OR_RETURN(listen_fd_, listen_socket(flags_.front.host, flags_.front.port, &flags_.front.port));
+    if (listen_fd_ < 0) {
+      BATON_ASSIGN_OR_RETURN(listen_fd_, listen_socket(flags_.front.host, flags_.front.port, &flags_.front.port));
+    }
     for (WorkerPlan& worker : workers_) {
       BATON_ASSIGN_OR_RETURN(worker.http_fd, listen_socket("127.0.0.1", 0, &worker.http_port));
       BATON_ASSIGN_OR_RETURN(worker.link_fd, listen_socket("127.0.0.1", 0, &worker.link_port));
@@ -194,49 +199,48 @@ class Serve {
     Json children = Json::object();
     if (supervisor_)
       for (const auto& child : supervisor_->children()) children[child.name] = child.pid;
-    const Json state{{"pid", getpid()}, {"host", flags_.front.host}, {"port", flags_.front.port}, {"model", flags_.engine.model},
+    const Json state{{"pid", getpid()}, {"started", process_started(getpid())}, {"host", flags_.front.host}, {"port", flags_.front.port}, {"model", flags_.engine.model},
                      {"log", detached_ ? log_file(flags_.front.port) : ""}, {"children", children}};
     const Status written = write_text_file(state_file(flags_.front.port), state.dump(2) + "\n");
     if (!written.ok()) log::warn("{}; 'baton stop' will not find this server", written.message());
     owns_state_ = owns_state_ || written.ok();
   }
 
-  net::HttpClientRequest local_get(const std::string& target) const {
+  // /debug/workers lists who is there; the server is ready when all are.
+  void poll_ready() {
     net::HttpClientRequest request;
     request.method = "GET";
     request.host = flags_.front.host == "0.0.0.0" || flags_.front.host == "::" ? "127.0.0.1" : flags_.front.host;
     request.port = flags_.front.port;
-    request.target = target;
+    request.target = "/debug/workers";
     request.idle_timeout = std::chrono::seconds(2);
-    return request;
-  }
-
-  void poll_ready() {
-    poll_ = client_->call(local_get("/health/ready"), {[this](int status, const net::Headers&) { poll_status_ = status; }, [](std::string_view) {},
+    poll_body_.clear();
+    poll_ = client_->call(std::move(request), {[this](int status, const net::Headers&) { poll_status_ = status; },
+                                               [this](std::string_view data) { poll_body_ += data; },
                                                [this](Status done) {
                                                  if (stopping_ || ready_) return;
-                                                 if (done.ok() && poll_status_ == 200) return on_ready();
+                                                 if (done.ok() && poll_status_ == 200 && look_at_workers()) return on_ready();
                                                  loop_.after(std::chrono::milliseconds(20), [this] { poll_ready(); });
                                                }});
   }
 
-  // What the workers say of themselves, before the server is called ready.
+  // Tells of each worker once, when it is ready; true when all are.
+  bool look_at_workers() {
+    const Json list = Json::parse(poll_body_, nullptr, false);
+    for (const Json& w : list) {
+      if (!w.is_object()) continue;
+      const std::string name = w.value("name", "");
+      if (!w.value("ready", false) || !workers_ready_.insert(name).second) continue;
+      const double tokens = w.value("blocks_total", 0.0) * w.value("block_tokens", 0.0), length = w.value("max_model_len", 0.0);
+      progress_.line("KV cache {}: {:.0f} tokens; max concurrency at {:.0f} tokens: {:.2f} (loaded after {:.2f} s)", name, tokens, length, length > 0 ? tokens / length : 0.0,
+                     seconds());
+    }
+    return workers_ready_.size() == workers_.size();
+  }
+
   void on_ready() {
     ready_ = true;
     supervisor_->mark_ready();
-    workers_json_.clear();
-    poll_ = client_->call(local_get("/debug/workers"), {[](int, const net::Headers&) {}, [this](std::string_view data) { workers_json_ += data; },
-                                                        [this](Status) { announce(); }});
-  }
-
-  void announce() {
-    const Json workers = Json::parse(workers_json_, nullptr, false);
-    if (workers.is_array()) {
-      for (const Json& w : workers) {
-        const double tokens = w.value("blocks_total", 0.0) * w.value("block_tokens", 0.0), length = w.value("max_model_len", 0.0);
-        progress_.line("KV cache {}: {:.0f} tokens; max concurrency at {:.0f} tokens: {:.2f}", w.value("name", "?"), tokens, length, length > 0 ? tokens / length : 0.0);
-      }
-    }
     const std::string url = fmt::format("http://{}:{}", flags_.front.host == "0.0.0.0" ? "127.0.0.1" : flags_.front.host, flags_.front.port);
     progress_.line("ready    after {:.2f} s: {}", seconds(), url);
     progress_.line("try      curl {}/v1/chat/completions -H 'Content-Type: application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"hello\"}}]}}'", url);
@@ -274,22 +278,22 @@ class Serve {
   TimePoint started_{};
   std::string model_path_;
   std::vector<WorkerPlan> workers_;
-  int listen_fd_ = -1;
+  int listen_fd_;
   std::unique_ptr<Supervisor> supervisor_;
   std::unique_ptr<net::HttpClient> client_;
   std::unique_ptr<net::HttpCall> poll_;
   int poll_status_ = 0;
-  std::string workers_json_;
+  std::string poll_body_;
+  std::set<std::string> workers_ready_;
   bool ready_ = false, stopping_ = false, owns_state_ = false;
   int exit_code_ = 0;
 };
 
 // Starts the server in a session of its own and waits until it is ready.
-int run_detached(const ServeFlags& flags) {
-  // Before the log of whoever serves there already is overwritten.
-  const auto probe = listen_socket(flags.front.host, flags.front.port, nullptr);
-  if (!probe.ok()) return fail(probe.status());
-  close(*probe);
+int run_detached(ServeFlags flags) {
+  // Before anything of a server that already runs on this port is touched, and so that the port is known for --port 0.
+  const auto listen_fd = listen_socket(flags.front.host, flags.front.port, &flags.front.port);
+  if (!listen_fd.ok()) return fail(listen_fd.status());
   const std::string log = log_file(flags.front.port);
   if (const Status made = make_dirs(home_dir() + "/run"); !made.ok()) return fail(made);
   int pipe_fds[2];
@@ -305,11 +309,12 @@ int run_detached(const ServeFlags& flags) {
     dup2(log_fd, 1);
     dup2(log_fd, 2);
     log::init({flags.engine.log_level, "serve"});
-    const int code = Serve(flags, fdopen(pipe_fds[1], "w"), true).run();
+    const int code = Serve(flags, fdopen(pipe_fds[1], "w"), true, *listen_fd).run();
     std::fflush(nullptr);
     _exit(code);
   }
   close(pipe_fds[1]);
+  close(*listen_fd);
   std::FILE* in = fdopen(pipe_fds[0], "r");
   char line[4096];
   bool ready = false, explained = false;
@@ -347,7 +352,7 @@ int run_serve(Args args) {
   flags.engine.add_to(app);
   flags.front.add_to(app);
   if (const auto code = parse_args(app, std::move(args))) return *code;
-  if (flags.detach) return run_detached(flags);
+  if (flags.detach) return run_detached(std::move(flags));
   log::init({flags.engine.log_level, "serve"});
   return Serve(std::move(flags), stdout, false).run();
 }

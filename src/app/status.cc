@@ -23,8 +23,10 @@ std::optional<Json> server_state(int port) {
   const auto text = read_text_file(state_file(port));
   if (!text.ok()) return std::nullopt;
   Json state = Json::parse(*text, nullptr, false);
-  if (!state.is_object() || !state.contains("pid")) return std::nullopt;
-  if (kill(state["pid"].get<int>(), 0) != 0) return std::nullopt;
+  if (!state.is_object() || !state.contains("pid") || !state["pid"].is_number_integer()) return std::nullopt;
+  // The record of a server that was killed stays behind, and its pid may be anyone's by now.
+  const std::string started = process_started(state["pid"].get<int>());
+  if (started.empty() || started != state.value("started", "")) return std::nullopt;
   return state;
 }
 
