@@ -7,6 +7,8 @@ source tools/setup.sh
 
 echo "== packages"
 baton_setup "${BATON_PACKAGES[@]}" "${BATON_TEST_PACKAGES[@]}"
+echo "== python environment"
+baton_venv openai
 echo "== build"
 baton_build release -DBATON_TESTS=ON
 echo "== model"
