@@ -8,7 +8,7 @@ source tools/setup.sh
 echo "== packages"
 baton_setup "${BATON_PACKAGES[@]}" "${BATON_TEST_PACKAGES[@]}"
 echo "== python environment"
-baton_venv openai
+baton_venv openai numpy
 echo "== build"
 baton_build release -DBATON_TESTS=ON
 echo "== model"

@@ -69,11 +69,16 @@ EOF
   baton_find_cargo >/dev/null || baton_fail "find cargo" "install cargo 1.$BATON_CARGO_MINIMUM or newer and set CARGO to it"
 }
 
-# The Python environment of the whole-program tests, in build/venv.
+# The Python environment of the whole-program tests: build/venv.
 baton_venv() { # packages...
-  [ -x build/venv/bin/python3 ] && build/venv/bin/python3 -c "import sys; sys.exit(0)" 2>/dev/null || { rm -rf build/venv; python3 -m venv build/venv || baton_fail "create build/venv" "install python3-venv"; }
-  build/venv/bin/python3 -m pip show -qq "$@" 2>/dev/null ||
-    build/venv/bin/python3 -m pip install --quiet --disable-pip-version-check "$@" || baton_fail "install $* into build/venv" "check the network; PIP_INDEX_URL names a mirror"
+  local python=build/venv/bin/python3 package missing=()
+  if ! "$python" -m pip --version >/dev/null 2>&1; then
+    rm -rf build/venv
+    python3 -m venv build/venv || baton_fail "create build/venv" "apt-get install python3-venv"
+  fi
+  for package in "$@"; do "$python" -c "import $package" 2>/dev/null || missing+=("$package"); done
+  [ ${#missing[@]} = 0 ] || "$python" -m pip install --quiet --disable-pip-version-check "${missing[@]}" ||
+    baton_fail "install ${missing[*]} into build/venv" "check the network; PIP_INDEX_URL names a mirror"
 }
 
 baton_build() { # preset, cmake arguments...

@@ -99,7 +99,8 @@ struct Transfer {
     curl_easy_setopt(curl.get(), CURLOPT_WRITEFUNCTION, &Transfer::write);
     curl_easy_setopt(curl.get(), CURLOPT_WRITEDATA, this);
     curl_easy_setopt(curl.get(), CURLOPT_PRIVATE, this);
-    if (have > 0) curl_easy_setopt(curl.get(), CURLOPT_RESUME_FROM_LARGE, static_cast<curl_off_t>(have));
+    // Not CURLOPT_RESUME_FROM: with it a server that answers 200 and the whole file is an error.
+    if (have > 0) curl_easy_setopt(curl.get(), CURLOPT_RANGE, fmt::format("{}-", have).c_str());
     return {};
   }
 
@@ -111,6 +112,11 @@ struct Transfer {
     curl_easy_getinfo(curl.get(), CURLINFO_RESPONSE_CODE, &code);
     if (disk_full || !flushed) return Status(Code::kResourceExhausted, fmt::format("cannot write {}: is the disk full? What is there stays; run this again", part()));
     if (result != CURLE_OK) return Status(Code::kUnavailable, fmt::format("{}: {}", file->url, curl_easy_strerror(result)));
+    if (code == 416) {  // what is there is not the beginning of this file
+      std::error_code ignored;
+      fs::remove(part(), ignored);
+      return Status(Code::kUnavailable, fmt::format("{}: the partial file did not fit and was removed", file->url));
+    }
     if (code >= 300) return http_error(file->url, code);
     if (file->bytes >= 0 && have != file->bytes) return Status(Code::kUnavailable, fmt::format("{}: got {} of {} bytes", file->url, have, file->bytes));
     if (!file->sha256.empty()) {

@@ -54,6 +54,10 @@ class Progress {
     fmt::print(out_, "{}\n", fmt::format(format, std::forward<A>(args)...));
     std::fflush(out_);
   }
+  // What the children said belongs before the next line: the waiting process shows the log.
+  void show_log(bool detached) {
+    if (detached && out_) std::fputs("\x02\n", out_);
+  }
   // The waiting process may go.
   void finished(bool detached) {
     if (!detached || !out_) return;
@@ -249,6 +253,7 @@ class Serve {
 
   void give_up(const std::string& why) {
     if (stopping_) return;
+    progress_.show_log(detached_);
     progress_.line("error: {}", why);
     exit_code_ = kExitFailed;
     stopping_ = true;
@@ -317,11 +322,20 @@ int run_detached(ServeFlags flags) {
   close(*listen_fd);
   std::FILE* in = fdopen(pipe_fds[0], "r");
   char line[4096];
-  bool ready = false, explained = false;
+  bool ready = false, failed = false, shown = false;
+  const auto show_log = [&] {
+    const auto text = read_text_file(log);
+    if (!shown && text.ok() && !text->empty()) std::fprintf(stderr, "--- the end of %s\n%s", log.c_str(), text->substr(text->size() > 3000 ? text->size() - 3000 : 0).c_str());
+    shown = true;
+  };
   while (!ready && std::fgets(line, sizeof line, in)) {
     ready = line[0] == '\x01';
-    explained = explained || std::string_view(line).starts_with("error:");
-    if (!ready) std::fputs(line, explained ? stderr : stdout);
+    failed = failed || std::string_view(line).starts_with("error:");
+    if (line[0] == '\x02') {
+      show_log();
+    } else if (!ready) {
+      std::fputs(line, failed ? stderr : stdout);
+    }
     std::fflush(stdout);
   }
   std::fclose(in);
@@ -329,9 +343,7 @@ int run_detached(ServeFlags flags) {
     std::printf("log      %s\nstop     baton stop --port %d\n", log.c_str(), flags.front.port);
     return 0;
   }
-  if (const auto text = read_text_file(log); !explained && text.ok() && !text->empty()) {
-    std::fprintf(stderr, "--- the end of %s\n%s", log.c_str(), text->substr(text->size() > 3000 ? text->size() - 3000 : 0).c_str());
-  }
+  if (!failed) show_log();  // it ended without a word
   return kExitFailed;
 }
 

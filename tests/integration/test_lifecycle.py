@@ -167,7 +167,7 @@ class StartStopTest(harness.BatonTest):
         result = self.baton("serve", harness.ALIAS, "--prefill", 1, "--decode", 1, "--port", port, "--detach")
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertEqual(get(port, "/health/ready").status, 200)
-        for words in ("ready    after", f"http://127.0.0.1:{port}", "curl ", f"baton stop --port {port}", "8192 tokens each"):
+        for words in ("ready    after", f"http://127.0.0.1:{port}", "curl ", f"baton stop --port {port}", "max concurrency at 8192 tokens"):
             self.assertIn(words, result.stdout)
         self.assertEqual(self.baton("check", "--port", port).returncode, 0)
         again = self.baton("serve", harness.ALIAS, "--port", port, "--detach")

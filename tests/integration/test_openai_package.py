@@ -84,8 +84,9 @@ class OpenAIPackageTest(harness.BatonTest):
     def test_logprobs(self):
         answer = self.chat(logprobs=True, top_logprobs=3)
         content = answer.choices[0].logprobs.content
-        self.assertEqual(len(content), answer.usage.completion_tokens - (answer.choices[0].finish_reason == "stop"), "one entry for each token of the text")
-        self.assertEqual("".join(t.token for t in content), answer.choices[0].message.content)
+        self.assertEqual(len(content), answer.usage.completion_tokens, "one entry for each token, the end of the turn included")
+        self.assertEqual(answer.choices[0].finish_reason, "stop")
+        self.assertEqual("".join(t.token for t in content[:-1]), answer.choices[0].message.content)
         for token in content:
             self.assertLessEqual(token.logprob, 0)
             self.assertEqual(len(token.top_logprobs), 3)
