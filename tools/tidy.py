@@ -150,6 +150,11 @@ def check_cmake_floors(tree):
                 yield path, number, f"links textkit: only {' and '.join(sorted(TEXTKIT_USERS))} may"
 
 
+    for path, text in tree.code(("CMakeLists.txt",)):
+        if path.startswith("sim/") and (match := re.search(r"^[^#\n]*\bbaton_app\b", text, re.M)):
+            yield path, text.count("\n", 0, match.end()) + 1, "sim may not link app"
+
+
 def check_length(tree):
     for path, text in tree.code():
         lines = sum(1 for line in text.splitlines() if line.strip())
@@ -332,6 +337,7 @@ BAD = {
     "cmake-floors": [
         ("src/wire/CMakeLists.txt", "baton_module(wire DEPS baton_device)\n"),
         ("src/api/CMakeLists.txt", "baton_module(api DEPS textkit)\n"),
+        ("sim/CMakeLists.txt", "target_link_libraries(x PUBLIC baton_app)\n"),
     ],
     "length": [("src/base/x.cc", "int a;\n" * (LINES_MAX + 1))],
     "words": [
