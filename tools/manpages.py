@@ -96,13 +96,14 @@ def main_page(program, version, commands):
     for command, summary in commands:
         page += [".TP", f".B {roff('baton ' + command)}", roff(summary)]
     page += [".SH COMMON TO ALL COMMANDS",
-             roff("Flags may be written with _ for -. A flag that is not known is refused, with the nearest one that is. Flags of vLLM that change "
-                  "nothing here are accepted with a notice. --config FILE reads flags from a flat YAML file (key: value); the command line wins."),
+             roff("Flags may be written with _ for -. A flag that is not known is refused, with the nearest one that is. Flags of vLLM "
+                  "that change nothing here are accepted with a notice. --config FILE reads flags from a flat YAML file (key: value); "
+                  "the command line wins."),
              ".SH ENVIRONMENT"]
     for name, what in ENVIRONMENT:
         page += [".TP", f".B {name}", roff(what)]
     page += [".SH FILES", ".TP", ".B $BATON_HOME/models", "what was pulled", ".TP", ".B $BATON_HOME/run/serve\\-PORT.json, serve\\-PORT.log",
-             roff("the record of a running server, by which status and stop find it, and the log of a detached one"),
+             roff("the record of a running server, by which status and stop find it; the log of a detached one"),
              ".SH EXIT STATUS", roff(EXIT), ".SH SEE ALSO"]
     page.append(", ".join(roff(f"baton-{command.replace(' ', '-')}(1)") for command, _ in commands))
     return page
