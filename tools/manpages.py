@@ -102,7 +102,8 @@ def main_page(program, version, commands):
              ".SH ENVIRONMENT"]
     for name, what in ENVIRONMENT:
         page += [".TP", f".B {name}", roff(what)]
-    page += [".SH FILES", ".TP", ".B $BATON_HOME/models", "what was pulled", ".TP", ".B $BATON_HOME/run/serve\\-PORT.json, serve\\-PORT.log",
+    page += [".SH FILES", ".TP", ".B $BATON_HOME/models", "what was pulled", ".TP",
+             ".B $BATON_HOME/run/serve\\-PORT.json, serve\\-PORT.log",
              roff("the record of a running server, by which status and stop find it; the log of a detached one"),
              ".SH EXIT STATUS", roff(EXIT), ".SH SEE ALSO"]
     page.append(", ".join(roff(f"baton-{command.replace(' ', '-')}(1)") for command, _ in commands))
