@@ -39,7 +39,9 @@ class Answer::PromptSink final : public wire::GenerateSink {
  public:
   PromptSink(std::shared_ptr<Answer> answer, Prompt& prompt) : answer_(std::move(answer)), prompt_(prompt) {}
   void on_served(const wire::Served& served) override { answer_->on_served(prompt_, served); }
-  void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) override { answer_->on_prompt_logprobs(prompt_, std::move(entries)); }
+  void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) override {
+    answer_->on_prompt_logprobs(prompt_, std::move(entries));
+  }
   void on_token(wire::TokenEvent event) override { answer_->on_token(prompt_, std::move(event)); }
   void on_finish(wire::FinishEvent event) override { answer_->on_finish(prompt_, event); }
   void on_done(Status status) override { answer_->on_done(prompt_, status); }
@@ -64,7 +66,9 @@ Answer::Answer(const AnswerContext& context, ParsedRequest request, std::shared_
       on_end_(std::move(on_end)),
       arrival_(context.loop.clock().now()),
       created_(context.loop.clock().unix_seconds()) {
-  const char* object = request_.endpoint == Endpoint::kCompletions ? "text_completion" : request_.stream ? "chat.completion.chunk" : "chat.completion";
+  const char* object = request_.endpoint == Endpoint::kCompletions ? "text_completion"
+                       : request_.stream                           ? "chat.completion.chunk"
+                                                                   : "chat.completion";
   head_ = "{\"id\":";
   append_json_string(head_, public_id_);
   head_ += std::string(",\"object\":\"") + object + "\",\"created\":" + std::to_string(created_) + ",\"model\":";
@@ -141,8 +145,8 @@ void Answer::flush_pending() {
   if (!ended_ && !out_.empty() && !responder_->write(std::exchange(out_, {}))) end("abort");
 }
 
-// Turns the pending token into text and, if streaming, into a chunk. `hidden`: it ended the choice and is not text. `last`: the finish follows and
-// joins its token's chunk, as clients that measure the gaps between chunks expect.
+// Turns the pending token into text and, if streaming, into a chunk. `hidden`: it ended the choice and is not text. `last`: the finish
+// follows and joins its token's chunk, as clients that measure the gaps between chunks expect.
 void Answer::take_token(Choice& c, bool hidden, bool last) {
   ChoiceState::Piece piece = c.text_state.push(*c.pending, hidden);
   c.pending.reset();
@@ -168,7 +172,9 @@ void Answer::on_finish(Prompt& prompt, const wire::FinishEvent& event) {
   if (ended_) return;
   Choice* c = choice(prompt, event.choice);
   if (!c || c->done) return;
-  const char* reason = event.reason == wire::FinishReason::kStop ? "stop" : event.reason == wire::FinishReason::kLength ? "length" : "abort";
+  const char* reason = event.reason == wire::FinishReason::kStop     ? "stop"
+                       : event.reason == wire::FinishReason::kLength ? "length"
+                                                                     : "abort";
   if (c->pending) take_token(*c, event.stop_token && *event.stop_token == c->pending->token, true);
   if (!c->done) finish_choice(*c, reason, event.stop_token);
 }
@@ -199,7 +205,8 @@ void Answer::on_done(Prompt& prompt, const Status& status) {
   if (!status.ok()) return fail(status);
   // Every choice has finished by contract; one that has not is an error of the generator, never a silent end.
   for (int i = 0; i < prompt.n; ++i)
-    if (Choice* c = choice(prompt, i); c && !c->done) return fail(Status(Code::kInternal, "the generator ended without finishing every choice"));
+    if (Choice* c = choice(prompt, i); c && !c->done)
+      return fail(Status(Code::kInternal, "the generator ended without finishing every choice"));
 }
 
 net::Headers Answer::headers() const {
@@ -226,7 +233,8 @@ void Answer::open_choice(Choice& c) {
   c.opened = true;
   const std::string index = std::to_string(c.index);
   if (request_.endpoint == Endpoint::kChat) {
-    out_ += "data: " + head_ + "{\"index\":" + index + ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]";
+    out_ += "data: " + head_ + "{\"index\":" + index +
+            ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]";
     if (request_.return_token_ids) {
       out_ += ",\"prompt_token_ids\":" + Json(c.prompt.ids).dump();
     }
@@ -294,7 +302,8 @@ void Answer::append_usage(std::string& out) const {
   }
   for (const auto& c : choices_) generated += c->text_state.tokens();
   out += "\"usage\":{\"prompt_tokens\":" + std::to_string(prompt) + ",\"total_tokens\":" + std::to_string(prompt + generated) +
-         ",\"completion_tokens\":" + std::to_string(generated) + ",\"prompt_tokens_details\":{\"cached_tokens\":" + std::to_string(cached) + "}}";
+         ",\"completion_tokens\":" + std::to_string(generated) + ",\"prompt_tokens_details\":{\"cached_tokens\":" + std::to_string(cached) +
+         "}}";
 }
 
 // Every choice has ended.
@@ -381,8 +390,9 @@ void Answer::record(const char* reason) {
   const bool prefilled = served_.prefill_start_ms >= 0 && served_.prefill_end_ms >= 0;
   context_.metrics.request_finished({reason, prompt, cached, generated, ms(served_.prefill_start_ms),
                                      prefilled ? ms(served_.prefill_end_ms - served_.prefill_start_ms) : Duration(-1),
-                                     any_token_ ? last_token_ - first_token_ : Duration(-1), any_token_ ? first_token_ - arrival_ : Duration(-1),
-                                     now - arrival_, served_.disaggregated, served_.kv_bytes});
+                                     any_token_ ? last_token_ - first_token_ : Duration(-1),
+                                     any_token_ ? first_token_ - arrival_ : Duration(-1), now - arrival_, served_.disaggregated,
+                                     served_.kv_bytes});
 }
 
 }  // namespace baton::api

@@ -1,5 +1,6 @@
 #pragma once
-// The answer to one chat or completion request, streamed or whole: joins the events of its Generator calls (one per prompt) to its HTTP response.
+// The answer to one chat or completion request, streamed or whole: joins the events of its Generator calls (one per prompt) to its HTTP
+// response.
 
 #include <functional>
 #include <memory>
@@ -21,13 +22,14 @@ struct AnswerContext {
   wire::Generator& generator;
   Metrics& metrics;
   const text::Tokenizer& tokenizer;
-  std::string model;        // the name that replies carry
+  std::string model;  // the name that replies carry
   std::string fingerprint;
 };
 
 class Answer : public std::enable_shared_from_this<Answer> {
  public:
-  // Starts the calls and sees the response through; keeps itself alive until then. `id` names the request everywhere; `on_end` is called once.
+  // Starts the calls and sees the response through; keeps itself alive until then. `id` names the request everywhere; `on_end` is called
+  // once.
   static void start(const AnswerContext& context, ParsedRequest request, std::shared_ptr<net::HttpResponder> responder, std::string id,
                     std::function<void()> on_end);
   Answer(const AnswerContext& context, ParsedRequest request, std::shared_ptr<net::HttpResponder> responder, std::string id,
@@ -77,7 +79,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
   std::vector<std::unique_ptr<Choice>> choices_;
   wire::Served served_;  // of the first prompt
   int open_choices_ = 0;
-  bool streaming_ = false;       // headers are out
+  bool streaming_ = false;  // headers are out
   bool flush_posted_ = false;
   bool ended_ = false;
   TimePoint first_token_{}, last_token_{};

@@ -1,5 +1,6 @@
 #pragma once
-// The HTTP surface: OpenAI's endpoints and the operator's, over any Generator. See reference in docs/api.md for what each route takes and gives.
+// The HTTP surface: OpenAI's endpoints and the operator's, over any Generator. See reference in docs/api.md for what each route takes and
+// gives.
 
 #include <cstdint>
 #include <functional>
@@ -23,7 +24,7 @@ struct ApiOptions {
   std::vector<std::string> served_names;  // the first is the one that replies carry
   std::string root;                       // the model's path, also accepted as its name
   std::string version;
-  std::vector<std::string> api_keys;      // empty: no authentication
+  std::vector<std::string> api_keys;  // empty: no authentication
   FrontEnd front;
 };
 

@@ -55,7 +55,8 @@ ShownLogprob show_logprob(const text::Tokenizer& tokenizer, const wire::TokenEve
 
 // {"content":[...]} entries of a chat answer: {token, logprob, bytes, top_logprobs}
 void append_chat_logprobs(std::string& out, const std::vector<ShownLogprob>& entries, bool tokens_as_ids);
-// {"text_offset","token_logprobs","tokens","top_logprobs"} of a completion; `offset` is the text position of the first entry and is moved on.
+// {"text_offset","token_logprobs","tokens","top_logprobs"} of a completion; `offset` is the text position of the first entry and is moved
+// on.
 void append_completion_logprobs(std::string& out, const std::vector<ShownLogprob>& entries, bool tokens_as_ids, std::size_t& offset);
 
 }  // namespace baton::api

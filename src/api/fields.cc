@@ -30,7 +30,8 @@ bool Fields::boolean(const char* name, bool fallback) {
 std::optional<std::int64_t> Fields::integer(const char* name, std::int64_t min, std::int64_t max) {
   const Json* value = find(name);
   if (!value) return std::nullopt;
-  const bool whole_float = value->is_number_float() && value->get<double>() == static_cast<double>(static_cast<std::int64_t>(value->get<double>()));
+  const bool whole_float =
+      value->is_number_float() && value->get<double>() == static_cast<double>(static_cast<std::int64_t>(value->get<double>()));
   if (!value->is_number_integer() && !whole_float) {
     fail(name, fmt::format("`{}` must be an integer, got {}", name, value->type_name()));
     return std::nullopt;
@@ -41,7 +42,8 @@ std::optional<std::int64_t> Fields::integer(const char* name, std::int64_t min, 
   }
   const std::int64_t n = whole_float ? static_cast<std::int64_t>(value->get<double>()) : value->get<std::int64_t>();
   if (n < min || n > max) {
-    fail(name, n < min ? fmt::format("`{}` must be at least {}, got {}", name, min, n) : fmt::format("`{}` must be at most {}, got {}", name, max, n));
+    fail(name, n < min ? fmt::format("`{}` must be at least {}, got {}", name, min, n)
+                       : fmt::format("`{}` must be at most {}, got {}", name, max, n));
     return std::nullopt;
   }
   return n;

@@ -1,5 +1,6 @@
 #pragma once
-// Reads the fields of a request's JSON object one by one and keeps the first thing that is wrong. null counts as absent; unknown fields are ignored.
+// Reads the fields of a request's JSON object one by one and keeps the first thing that is wrong. null counts as absent; unknown fields are
+// ignored.
 
 #include <cstdint>
 #include <nlohmann/json.hpp>

@@ -72,11 +72,15 @@ struct Metrics::Impl {
   Histogram& generation = histogram("request_generation_tokens", "Generated tokens of a request.", tokens);
   Histogram& params_max_tokens = histogram("request_params_max_tokens", "max_tokens of a request.", tokens);
   Histogram& params_n = histogram("request_params_n", "n of a request.", {1, 2, 5, 10, 20});
-  Histogram& kv_bytes = prometheus::BuildHistogram().Name("baton:handoff_bytes").Help("KV bytes handed over for a request.")
-                            .Register(registry).Add(labels, Buckets{1e4, 1e5, 1e6, 1e7, 1e8, 1e9});
+  Histogram& kv_bytes = prometheus::BuildHistogram()
+                            .Name("baton:handoff_bytes")
+                            .Help("KV bytes handed over for a request.")
+                            .Register(registry)
+                            .Add(labels, Buckets{1e4, 1e5, 1e6, 1e7, 1e8, 1e9});
 };
 
-Metrics::Metrics(std::string model_name, std::int64_t max_model_len) : impl_(std::make_unique<Impl>(std::move(model_name), max_model_len)) {}
+Metrics::Metrics(std::string model_name, std::int64_t max_model_len)
+    : impl_(std::make_unique<Impl>(std::move(model_name), max_model_len)) {}
 Metrics::~Metrics() = default;
 
 void Metrics::request_started(const wire::GenerateRequest& request) {
@@ -89,7 +93,8 @@ void Metrics::inter_token(Duration gap) { impl_->itl.Observe(to_seconds(gap)); }
 void Metrics::request_finished(const Finished& f) {
   Impl& m = *impl_;
   m.counter("vllm:request_success_total", "Finished requests by reason.", {{"finished_reason", f.reason}}).Increment();
-  m.counter("baton:requests_total", "Requests by the way they were served.", {{"path", f.disaggregated ? "disaggregated" : "aggregated"}}).Increment();
+  m.counter("baton:requests_total", "Requests by the way they were served.", {{"path", f.disaggregated ? "disaggregated" : "aggregated"}})
+      .Increment();
   m.counter("vllm:prompt_tokens_total", "Prompt tokens.").Increment(f.prompt_tokens);
   m.counter("vllm:prompt_tokens_cached_total", "Prompt tokens found in a prefix cache.").Increment(f.cached_tokens);
   m.counter("vllm:generation_tokens_total", "Generated tokens.").Increment(f.generated_tokens);
@@ -122,11 +127,18 @@ std::string Metrics::serialize(const std::vector<wire::WorkerStatus>& workers, c
     gauge("baton:kv_oldest_held_seconds", "Age of the oldest KV that waits to be fetched.", w.oldest_held_ms / 1e3);
     gauge("baton:worker_ready", "1 while the worker takes requests.", w.ready && !w.draining);
     m.gauge("vllm:cache_config_info", "Static facts of the KV cache.",
-            {{"engine", w.name}, {"block_size", std::to_string(w.block_tokens)}, {"num_gpu_blocks", std::to_string(w.blocks_total)},
-             {"cache_dtype", w.kv.dtype}, {"enable_prefix_caching", "True"}, {"role", std::string(to_string(w.role))}})
+            {{"engine", w.name},
+             {"block_size", std::to_string(w.block_tokens)},
+             {"num_gpu_blocks", std::to_string(w.blocks_total)},
+             {"cache_dtype", w.kv.dtype},
+             {"enable_prefix_caching", "True"},
+             {"role", std::string(to_string(w.role))}})
         .Set(1);
     const auto count = [&](const std::string& name, const char* help, double value) {
-      auto& target = prometheus::BuildCounter().Name(name).Help(help).Register(m.registry)
+      auto& target = prometheus::BuildCounter()
+                         .Name(name)
+                         .Help(help)
+                         .Register(m.registry)
                          .Add({{"model_name", m.labels.at("model_name")}, {"engine", w.name}});
       m.advance(target, name + '/' + w.name, value);
     };
@@ -143,7 +155,9 @@ std::string Metrics::serialize(const std::vector<wire::WorkerStatus>& workers, c
     labels.emplace("model_name", m.labels.at("model_name"));
     std::string key = named.name;
     for (const auto& [name, value] : named.labels) key += '/' + name + '=' + value;
-    m.advance(prometheus::BuildCounter().Name("baton:" + named.name + "_total").Help("Kept by the gateway.").Register(m.registry).Add(labels), key, named.value);
+    m.advance(
+        prometheus::BuildCounter().Name("baton:" + named.name + "_total").Help("Kept by the gateway.").Register(m.registry).Add(labels),
+        key, named.value);
   }
   return prometheus::TextSerializer().Serialize(m.registry.Collect());
 }

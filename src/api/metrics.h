@@ -1,6 +1,6 @@
 #pragma once
-// Prometheus metrics under vLLM's names (dashboards and routers read those) and Baton's own. Request-level ones are counted here; worker-level ones are
-// copied from the workers' status when scraped.
+// Prometheus metrics under vLLM's names (dashboards and routers read those) and Baton's own. Request-level ones are counted here;
+// worker-level ones are copied from the workers' status when scraped.
 
 #include <memory>
 #include <string>

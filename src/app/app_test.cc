@@ -93,7 +93,8 @@ class TempDir {
 
 TEST(Args, ConfigFileGivesWayToTheCommandLine) {
   const TempDir dir;
-  const std::string config = dir.file("serve.yaml", "# a comment\nmax_num_seqs: 5\nmax-model-len: \"2k\"  # inline\nno-enable-prefix-caching: true\n");
+  const std::string config =
+      dir.file("serve.yaml", "# a comment\nmax_num_seqs: 5\nmax-model-len: \"2k\"  # inline\nno-enable-prefix-caching: true\n");
   Parsed p = parse({"--config", config});
   EXPECT_EQ(p.exit, std::nullopt) << p.err;
   EXPECT_EQ(p.engine.max_num_seqs, 5);

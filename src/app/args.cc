@@ -15,12 +15,29 @@ namespace {
 
 // vLLM flags whose effect Baton always has, or that concern what it has not; the value says whether an argument follows.
 const std::map<std::string, bool> kHarmless = {
-    {"--swap-space", true},          {"--gpu-memory-utilization", true},   {"--enforce-eager", false},        {"--trust-remote-code", false},
-    {"--disable-log-requests", false}, {"--enable-log-requests", false},   {"--disable-log-stats", false},    {"--enable-chunked-prefill", false},
-    {"--enable-prefix-caching", false}, {"--enable-prompt-tokens-details", false}, {"--enable-request-id-headers", false},
-    {"--async-scheduling", false},   {"--distributed-executor-backend", true}, {"--tokenizer-mode", true},    {"--load-format", true},
-    {"--uvicorn-log-level", true},   {"--disable-frontend-multiprocessing", false}, {"--worker-cls", true},   {"--disable-custom-all-reduce", false},
-    {"--disable-fastapi-docs", false}, {"--disable-uvicorn-access-log", false}, {"--max-seq-len-to-capture", true}, {"--device", true},
+    {"--swap-space", true},
+    {"--gpu-memory-utilization", true},
+    {"--enforce-eager", false},
+    {"--trust-remote-code", false},
+    {"--disable-log-requests", false},
+    {"--enable-log-requests", false},
+    {"--disable-log-stats", false},
+    {"--enable-chunked-prefill", false},
+    {"--enable-prefix-caching", false},
+    {"--enable-prompt-tokens-details", false},
+    {"--enable-request-id-headers", false},
+    {"--async-scheduling", false},
+    {"--distributed-executor-backend", true},
+    {"--tokenizer-mode", true},
+    {"--load-format", true},
+    {"--uvicorn-log-level", true},
+    {"--disable-frontend-multiprocessing", false},
+    {"--worker-cls", true},
+    {"--disable-custom-all-reduce", false},
+    {"--disable-fastapi-docs", false},
+    {"--disable-uvicorn-access-log", false},
+    {"--max-seq-len-to-capture", true},
+    {"--device", true},
 };
 
 // --flag_name=x -> --flag-name=x
@@ -52,7 +69,8 @@ Result<std::vector<std::string>> config_args(const std::string& path) {
       continue;
     }
     const auto colon = text.find(':');
-    if (colon == std::string::npos) return Status(Code::kInvalidArgument, fmt::format("{}:{}: expected `key: value`, got `{}`", path, number, text));
+    if (colon == std::string::npos)
+      return Status(Code::kInvalidArgument, fmt::format("{}:{}: expected `key: value`, got `{}`", path, number, text));
     key = dashed("--" + trim(text.substr(0, colon)));
     std::string value = trim(text.substr(colon + 1));
     if (value == "false") continue;
@@ -95,7 +113,8 @@ Result<std::vector<std::string>> expand(const CLI::App& app, std::vector<std::st
     for (std::size_t k = 0; k < out.size();) {
       std::size_t next = k + 1;
       while (next < out.size() && !out[next].starts_with("--")) ++next;
-      const bool overridden = std::any_of(args.begin(), args.end(), [&](const std::string& a) { return a == out[k] || a.starts_with(out[k] + "="); });
+      const bool overridden =
+          std::any_of(args.begin(), args.end(), [&](const std::string& a) { return a == out[k] || a.starts_with(out[k] + "="); });
       if (overridden) {
         out.erase(out.begin() + static_cast<long>(k), out.begin() + static_cast<long>(next));
       } else {
@@ -185,9 +204,9 @@ Result<std::int64_t> parse_size(const std::string& text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   std::string unit(end, text.data() + text.size());
   unit.erase(std::remove(unit.begin(), unit.end(), ' '), unit.end());
-  static const std::map<std::string, double> kUnits = {{"", 1},     {"k", 1e3},    {"K", 1e3},   {"M", 1e6},  {"G", 1e9},    {"B", 1},           {"kB", 1e3},
-                                                       {"MB", 1e6}, {"GB", 1e9},   {"Ki", 1024}, {"KiB", 1024}, {"Mi", 1 << 20}, {"MiB", 1 << 20}, {"Gi", 1 << 30},
-                                                       {"GiB", 1 << 30}};
+  static const std::map<std::string, double> kUnits = {{"", 1},       {"k", 1e3},      {"K", 1e3},       {"M", 1e6},      {"G", 1e9},
+                                                       {"B", 1},      {"kB", 1e3},     {"MB", 1e6},      {"GB", 1e9},     {"Ki", 1024},
+                                                       {"KiB", 1024}, {"Mi", 1 << 20}, {"MiB", 1 << 20}, {"Gi", 1 << 30}, {"GiB", 1 << 30}};
   const auto factor = kUnits.find(unit);
   if (error != std::errc() || factor == kUnits.end() || number < 0 || number * factor->second > 9e18)
     return Status(Code::kInvalidArgument, fmt::format("`{}` is not a size; write e.g. 512MiB, 4GiB or 32k", text));

@@ -1,6 +1,6 @@
 #pragma once
-// Command-line manners that all commands share: --flag_name for --flag-name, --config FILE, did-you-mean, sizes like 4GiB, and one-line notices for
-// vLLM's flags that mean nothing here.
+// Command-line manners that all commands share: --flag_name for --flag-name, --config FILE, did-you-mean, sizes like 4GiB, and one-line
+// notices for vLLM's flags that mean nothing here.
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
@@ -18,8 +18,8 @@ inline constexpr const char* kVersion = BATON_VERSION;
 inline constexpr int kExitFailed = 1;
 inline constexpr int kExitUsage = 2;
 
-// Parses `args` (without the program and command names). On --help or an error prints what is due and returns the exit code; nullopt: go on.
-// Flags that vLLM has and that change nothing here are dropped with a notice.
+// Parses `args` (without the program and command names). On --help or an error prints what is due and returns the exit code; nullopt: go
+// on. Flags that vLLM has and that change nothing here are dropped with a notice.
 std::optional<int> parse_args(CLI::App& app, std::vector<std::string> args);
 
 // "262144", "256KiB", "4GiB", "1.5GB", "32k" -> a number (k, M, G are 1000s for tokens, KiB.. are 1024s).

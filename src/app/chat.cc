@@ -19,7 +19,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kHelp =
-    "  /new            start over\n  /system TEXT    set the system message and start over\n  /set NAME VALUE a request field, e.g. /set temperature 0.2\n"
+    "  /new            start over\n  /system TEXT    set the system message and start over\n  /set NAME VALUE a request field, e.g. /set "
+    "temperature 0.2\n"
     "  /show           the settings\n  /help           this\n  /bye            leave (also Ctrl-D)\n";
 
 // Lines from a terminal with editing and history, or from a pipe.
@@ -33,10 +34,11 @@ class LineReader {
     history(history_, &event, H_SETSIZE, 1000);
     file_ = home_dir() + "/chat_history";
     history(history_, &event, H_LOAD, file_.c_str());
-    el_set(el_, EL_PROMPT, +[](EditLine*) -> char* {
-      static char prompt[] = ">>> ";
-      return prompt;
-    });
+    el_set(
+        el_, EL_PROMPT, +[](EditLine*) -> char* {
+          static char prompt[] = ">>> ";
+          return prompt;
+        });
     el_set(el_, EL_EDITOR, "emacs");
     el_set(el_, EL_HIST, history, history_);
     el_set(el_, EL_SIGNAL, 1);
@@ -76,7 +78,8 @@ class LineReader {
 
 class Chat {
  public:
-  Chat(LocalHttp http, Json settings, std::string system) : http_(std::move(http)), settings_(std::move(settings)), system_(std::move(system)) {
+  Chat(LocalHttp http, Json settings, std::string system)
+      : http_(std::move(http)), settings_(std::move(settings)), system_(std::move(system)) {
     start_over();
     http_.loop().on_signals({SIGINT}, [this](int) {
       interrupted_ = true;
@@ -126,7 +129,8 @@ class Chat {
         return failed;
       }
       const double seconds = to_seconds(last - first);
-      fmt::print("[{} tokens, first after {:.0f} ms, {:.1f} tok/s]\n", tokens, to_ms(first - start), tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : 0.0);
+      fmt::print("[{} tokens, first after {:.0f} ms, {:.1f} tok/s]\n", tokens, to_ms(first - start),
+                 tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : 0.0);
     }
     messages_.push_back({{"role", "assistant"}, {"content", reply}});
     return {};

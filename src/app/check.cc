@@ -60,9 +60,14 @@ class Check {
 
   // A prompt that no cache holds, so that its KV has to be computed and handed over.
   Json request(bool stream) {
-    return Json{{"messages", Json::array({{{"role", "system"}, {"content", fmt::format("You are a helpful assistant. Session {:08x}.", static_cast<std::uint32_t>(entropy_u64()))}},
-                                          {{"role", "user"}, {"content", prompt_}}})},
-                {"temperature", 0}, {"max_tokens", max_tokens_}, {"stream", stream}};
+    return Json{
+        {"messages",
+         Json::array({{{"role", "system"},
+                       {"content", fmt::format("You are a helpful assistant. Session {:08x}.", static_cast<std::uint32_t>(entropy_u64()))}},
+                      {{"role", "user"}, {"content", prompt_}}})},
+        {"temperature", 0},
+        {"max_tokens", max_tokens_},
+        {"stream", stream}};
   }
 
   Status plain() {
@@ -70,7 +75,8 @@ class Check {
     BATON_ASSIGN_OR_RETURN(const HttpAnswer answer, http_.post("/v1/chat/completions", body_.dump()));
     BATON_RETURN_IF_ERROR(check_answer(answer, "plain chat"));
     const Json reply = Json::parse(answer.body, nullptr, false);
-    if (!reply.is_object() || !reply.contains("choices")) return Status(Code::kInternal, "plain chat: the answer is not a chat completion: " + answer.body.substr(0, 200));
+    if (!reply.is_object() || !reply.contains("choices"))
+      return Status(Code::kInternal, "plain chat: the answer is not a chat completion: " + answer.body.substr(0, 200));
     plain_text_ = reply["choices"][0]["message"].value("content", "");
     if (plain_text_.empty()) return Status(Code::kInternal, "plain chat: the answer is empty");
     id_ = answer.headers.get("x-request-id");
@@ -112,7 +118,9 @@ class Check {
     BATON_RETURN_IF_ERROR(check_answer(answer, "streamed chat"));
     BATON_RETURN_IF_ERROR(error);
     if (!done) return Status(Code::kInternal, "streamed chat: the stream ended without [DONE]");
-    if (out.text != plain_text_) return Status(Code::kInternal, fmt::format("streamed and plain chat differ at temperature 0:\n  plain    {}\n  streamed {}", plain_text_, out.text));
+    if (out.text != plain_text_)
+      return Status(Code::kInternal,
+                    fmt::format("streamed and plain chat differ at temperature 0:\n  plain    {}\n  streamed {}", plain_text_, out.text));
     result["answer"] = out.text;
     result["prompt_tokens"] = out.prompt_tokens;
     result["completion_tokens"] = out.completion_tokens;
@@ -138,7 +146,8 @@ class Check {
     if (prefill_ == 0 || decode_ == 0) return {};
     const std::int64_t bytes = record.value("kv_bytes", std::int64_t{0});
     if (!disaggregated_ || !record.value("disaggregated", false) || bytes <= 0)
-      return Status(Code::kInternal, fmt::format("the cluster has {} prefill and {} decode workers, but no KV was handed over: {}", prefill_, decode_, record.dump()));
+      return Status(Code::kInternal, fmt::format("the cluster has {} prefill and {} decode workers, but no KV was handed over: {}",
+                                                 prefill_, decode_, record.dump()));
     return {};
   }
 
@@ -159,8 +168,11 @@ int run_check(Args args) {
   int max_tokens = 48;
   double wait_s = 60;
   bool json = false;
-  CLI::App app("Sends a plain and a streamed chat request (greedy, so both must say the same) and sees in the server's record that the KV cache was handed\n"
-               "from a prefill to a decode worker. Exit code 1 if anything is not as it should be.", "baton check");
+  CLI::App app(
+      "Sends a plain and a streamed chat request (greedy, so both must say the same) and sees in the server's record that the KV cache was "
+      "handed\n"
+      "from a prefill to a decode worker. Exit code 1 if anything is not as it should be.",
+      "baton check");
   app.set_help_flag("-h,--help", "this text");
   client.add_to(app);
   app.add_option("--prompt", prompt, "what to say")->capture_default_str();
@@ -181,13 +193,14 @@ int run_check(Args args) {
   fmt::print("you      {}\nanswer   {}\n\n", prompt, r["answer"].get<std::string>());
   if (s.value("disaggregated", false)) {
     const double bytes = s.value("kv_bytes", 0.0);
-    fmt::print("served   prompt on {}, answer on {}; {} of KV handed over, {:.0f} % of it before the prompt was done\n", s.value("prefill_worker", "?"), s.value("decode_worker", "?"),
-               format_bytes(bytes), bytes > 0 ? 100 * s.value("kv_bytes_early", 0.0) / bytes : 0.0);
+    fmt::print("served   prompt on {}, answer on {}; {} of KV handed over, {:.0f} % of it before the prompt was done\n",
+               s.value("prefill_worker", "?"), s.value("decode_worker", "?"), format_bytes(bytes),
+               bytes > 0 ? 100 * s.value("kv_bytes_early", 0.0) / bytes : 0.0);
   } else {
     fmt::print("served   prompt and answer on {}\n", s.value("decode_worker", "?"));
   }
-  fmt::print("tokens   {} in, {} out\ntiming   TTFT {:.1f} ms, TPOT {:.1f} ms\ncheck    plain and streamed answers agree\n", r["prompt_tokens"].get<int>(), r["completion_tokens"].get<int>(),
-             s.value("first_token_ms", -1.0), r["tpot_ms"].get<double>());
+  fmt::print("tokens   {} in, {} out\ntiming   TTFT {:.1f} ms, TPOT {:.1f} ms\ncheck    plain and streamed answers agree\n",
+             r["prompt_tokens"].get<int>(), r["completion_tokens"].get<int>(), s.value("first_token_ms", -1.0), r["tpot_ms"].get<double>());
   return 0;
 }
 

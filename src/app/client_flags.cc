@@ -30,7 +30,10 @@ Status check_answer(const HttpAnswer& answer, const std::string& what) {
   std::string message = answer.body.substr(0, 500);
   const auto body = nlohmann::json::parse(answer.body, nullptr, false);
   if (body.is_object() && body.contains("error") && body["error"].is_object()) message = body["error"].value("message", message);
-  const Code code = answer.status == 404 ? Code::kNotFound : answer.status == 401 ? Code::kUnauthenticated : answer.status == 503 ? Code::kUnavailable : Code::kInternal;
+  const Code code = answer.status == 404   ? Code::kNotFound
+                    : answer.status == 401 ? Code::kUnauthenticated
+                    : answer.status == 503 ? Code::kUnavailable
+                                           : Code::kInternal;
   return Status(code, fmt::format("{}: HTTP {}: {}", what, answer.status, message));
 }
 

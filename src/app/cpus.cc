@@ -38,7 +38,8 @@ Result<std::vector<std::vector<int>>> share_cores(std::vector<int> cores, int en
   sched_getaffinity(0, sizeof set, &set);
   for (const int core : cores)
     if (core < 0 || core >= CPU_SETSIZE || !CPU_ISSET(core, &set))
-      return Status(Code::kInvalidArgument, fmt::format("--cores: core {} is not one that this process may use ({})", core, fmt::join(usable_cores(), ",")));
+      return Status(Code::kInvalidArgument,
+                    fmt::format("--cores: core {} is not one that this process may use ({})", core, fmt::join(usable_cores(), ",")));
   if (cores.empty()) cores = usable_cores();
   std::vector<std::vector<int>> shares(static_cast<std::size_t>(engines));
   const int count = static_cast<int>(cores.size());

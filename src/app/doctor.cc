@@ -48,7 +48,8 @@ Finding look_at_cpu() {
   if (!device.ok()) return {"cpu", Verdict::kBad, device.status().message(), "this build has no CPU device for this machine"};
   const device::DeviceInfo& info = (*device)->info();
   if (info.isa == "scalar")
-    return {"cpu", Verdict::kNotice, fmt::format("{}, {}", info.name, info.isa), "no AVX2: portable kernels are used, many times slower; choose a machine with AVX2 or AVX-512"};
+    return {"cpu", Verdict::kNotice, fmt::format("{}, {}", info.name, info.isa),
+            "no AVX2: portable kernels are used, many times slower; choose a machine with AVX2 or AVX-512"};
   return {"cpu", Verdict::kOk, fmt::format("{}, kernels for {}", info.name, info.isa), ""};
 }
 
@@ -56,7 +57,8 @@ Finding look_at_cores() {
   const auto cores = usable_cores();
   const long online = sysconf(_SC_NPROCESSORS_ONLN);
   if (cores.size() < 2)
-    return {"cores", Verdict::kNotice, fmt::format("{} usable of {} online", cores.size(), online), "prefill and decode will share one core; disaggregation pays with a core for each"};
+    return {"cores", Verdict::kNotice, fmt::format("{} usable of {} online", cores.size(), online),
+            "prefill and decode will share one core; disaggregation pays with a core for each"};
   return {"cores", Verdict::kOk, fmt::format("{} usable ({}) of {} online logical CPUs", cores.size(), format_cores(cores), online), ""};
 }
 
@@ -68,30 +70,38 @@ Finding look_at_numa() {
     nodes += name.starts_with("node") && name.size() > 4 && std::isdigit(static_cast<unsigned char>(name[4]));
   }
   if (nodes > 1)
-    return {"numa", Verdict::kNotice, fmt::format("{} nodes", nodes), "give each worker the cores of one node: --cores with the node's CPUs first (lscpu shows them)"};
+    return {"numa", Verdict::kNotice, fmt::format("{} nodes", nodes),
+            "give each worker the cores of one node: --cores with the node's CPUs first (lscpu shows them)"};
   return {"numa", Verdict::kOk, "one node", ""};
 }
 
 Finding look_at_memory() {
   const MemoryInfo memory = memory_info();
   const std::string found = fmt::format("{} of {} available", format_bytes(memory.available), format_bytes(memory.total));
-  if (memory.available < 1.5e9) return {"memory", Verdict::kBad, found, "the default model with two workers wants about 1.5 GiB; stop other programs or give less to the KV cache: --kv-cache-memory-bytes 256MiB"};
+  if (memory.available < 1.5e9)
+    return {"memory", Verdict::kBad, found,
+            "the default model with two workers wants about 1.5 GiB; stop other programs or give less to the KV cache: "
+            "--kv-cache-memory-bytes 256MiB"};
   return {"memory", Verdict::kOk, found, ""};
 }
 
 Finding look_at_huge_pages() {
   const std::string enabled = first_line("/sys/kernel/mm/transparent_hugepage/enabled");
   if (enabled.find("[never]") != std::string::npos)
-    return {"huge pages", Verdict::kNotice, "transparent huge pages: never", "weights are read faster through 2 MiB pages: echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"};
+    return {"huge pages", Verdict::kNotice, "transparent huge pages: never",
+            "weights are read faster through 2 MiB pages: echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"};
   return {"huge pages", Verdict::kOk, "transparent huge pages: " + (enabled.empty() ? "unknown" : enabled), ""};
 }
 
 Finding look_at_shm() {
   // KV pools are memory files (memfd), which count against memory but not against the size of /dev/shm.
-  struct statvfs stat {};
+  struct statvfs stat{};
   const bool there = statvfs("/dev/shm", &stat) == 0;
-  return {"shm", Verdict::kOk, there ? fmt::format("/dev/shm {}; KV pools do not use it (they are memory files)", format_bytes(static_cast<double>(stat.f_blocks) * static_cast<double>(stat.f_frsize)))
-                                     : "no /dev/shm; KV pools do not need it", ""};
+  return {"shm", Verdict::kOk,
+          there ? fmt::format("/dev/shm {}; KV pools do not use it (they are memory files)",
+                              format_bytes(static_cast<double>(stat.f_blocks) * static_cast<double>(stat.f_frsize)))
+                : "no /dev/shm; KV pools do not need it",
+          ""};
 }
 
 // P's pool is opened through /proc/<pid>/fd; containers may hide or forbid it.
@@ -101,7 +111,9 @@ Finding look_at_proc() {
   const bool readable = access(fmt::format("/proc/{}/fd/{}", getpid(), fds[0]).c_str(), R_OK) == 0;
   close(fds[0]);
   close(fds[1]);
-  if (!readable) return {"hand-off", Verdict::kBad, "/proc/<pid>/fd cannot be opened", "mount /proc, and run prefill and decode workers under the same user in one PID namespace"};
+  if (!readable)
+    return {"hand-off", Verdict::kBad, "/proc/<pid>/fd cannot be opened",
+            "mount /proc, and run prefill and decode workers under the same user in one PID namespace"};
   return {"hand-off", Verdict::kOk, "workers can map each other's KV pools (/proc/<pid>/fd)", ""};
 }
 
@@ -109,7 +121,9 @@ Finding look_at_files() {
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
   const std::string found = fmt::format("{} open files (raised by itself up to {})", limit.rlim_cur, limit.rlim_max);
-  if (limit.rlim_max < 8192) return {"file limit", Verdict::kNotice, found, "thousands of streams need more: set LimitNOFILE=65536 in the service, or ulimit -Hn 65536"};
+  if (limit.rlim_max < 8192)
+    return {"file limit", Verdict::kNotice, found,
+            "thousands of streams need more: set LimitNOFILE=65536 in the service, or ulimit -Hn 65536"};
   return {"file limit", Verdict::kOk, found, ""};
 }
 
@@ -129,9 +143,12 @@ Finding look_at_model(const std::string& model, int workers) {
   const double weights = static_cast<double>((*files)->weight_bytes());
   const double per_token = 2.0 * c.layers * c.kv_heads * c.head_dim * 2;
   const double room = memory_info().available - weights * workers;
-  const std::string found = fmt::format("{}: weights {} x {} workers, KV {} a token", model, format_bytes(weights), workers, format_bytes(per_token));
+  const std::string found =
+      fmt::format("{}: weights {} x {} workers, KV {} a token", model, format_bytes(weights), workers, format_bytes(per_token));
   if (room <= per_token * 1024 * workers)
-    return {"model", Verdict::kBad, found, fmt::format("it does not fit into {}: use fewer workers, a smaller model or more memory", format_bytes(memory_info().available))};
+    return {
+        "model", Verdict::kBad, found,
+        fmt::format("it does not fit into {}: use fewer workers, a smaller model or more memory", format_bytes(memory_info().available))};
   return {"model", Verdict::kOk, found + fmt::format("; room for {:.0f} tokens in each worker", room / workers / per_token), ""};
 }
 
@@ -141,21 +158,25 @@ int run_doctor(Args args) {
   int port = 8000, workers = 2;
   std::string model = known_models().front().alias;
   bool json = false;
-  CLI::App app("Looks at this machine: CPU, memory, limits, ports, whether a model fits; and what to do about what is not as it should be.\n"
-               "Exit code 1 if something prevents serving.", "baton doctor");
+  CLI::App app(
+      "Looks at this machine: CPU, memory, limits, ports, whether a model fits; and what to do about what is not as it should be.\n"
+      "Exit code 1 if something prevents serving.",
+      "baton doctor");
   app.set_help_flag("-h,--help", "this text");
   app.add_option("model,--model", model, "the model to fit")->capture_default_str();
   app.add_option("--port", port, "the port to look at")->check(CLI::Range(1, 65535))->capture_default_str();
   app.add_option("--workers", workers, "how many workers would load the model")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_flag("--json", json, "as JSON");
   if (const auto code = parse_args(app, std::move(args))) return *code;
-  const std::vector<Finding> findings = {look_at_cpu(),  look_at_cores(), look_at_numa(),  look_at_memory(),    look_at_huge_pages(),
-                                         look_at_shm(),  look_at_proc(),  look_at_files(), look_at_port(port), look_at_model(model, workers)};
+  const std::vector<Finding> findings = {
+      look_at_cpu(), look_at_cores(), look_at_numa(),  look_at_memory(),   look_at_huge_pages(),
+      look_at_shm(), look_at_proc(),  look_at_files(), look_at_port(port), look_at_model(model, workers)};
   const bool bad = std::any_of(findings.begin(), findings.end(), [](const Finding& f) { return f.verdict == Verdict::kBad; });
   static constexpr const char* kWords[] = {"ok", "note", "BAD"};
   if (json) {
     Json list = Json::array();
-    for (const Finding& f : findings) list.push_back({{"subject", f.subject}, {"verdict", kWords[static_cast<int>(f.verdict)]}, {"found", f.found}, {"advice", f.advice}});
+    for (const Finding& f : findings)
+      list.push_back({{"subject", f.subject}, {"verdict", kWords[static_cast<int>(f.verdict)]}, {"found", f.found}, {"advice", f.advice}});
     fmt::print("{}\n", Json{{"version", kVersion}, {"ok", !bad}, {"findings", list}}.dump(2));
   } else {
     for (const Finding& f : findings) {

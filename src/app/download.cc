@@ -28,7 +28,10 @@ struct CurlFree {
 using Curl = std::unique_ptr<CURL, CurlFree>;
 
 Status http_error(const std::string& url, long code) {
-  const Code status = code == 401 || code == 403 ? Code::kUnauthenticated : code == 404 ? Code::kNotFound : code == 429 || code >= 500 ? Code::kUnavailable : Code::kInternal;
+  const Code status = code == 401 || code == 403   ? Code::kUnauthenticated
+                      : code == 404                ? Code::kNotFound
+                      : code == 429 || code >= 500 ? Code::kUnavailable
+                                                   : Code::kInternal;
   const char* advice = status == Code::kUnauthenticated ? "; the model may be gated: set HF_TOKEN to a token that has access"
                        : status == Code::kNotFound      ? "; is the name right, and the revision?"
                                                         : "";
@@ -56,7 +59,7 @@ struct Transfer {
   const DownloadFile* file = nullptr;
   Curl curl;
   std::FILE* out = nullptr;
-  std::int64_t have = 0;      // bytes in the .part file
+  std::int64_t have = 0;  // bytes in the .part file
   bool status_checked = false;
   bool disk_full = false;
   int tries = 0;
@@ -110,7 +113,9 @@ struct Transfer {
     out = nullptr;
     long code = 0;
     curl_easy_getinfo(curl.get(), CURLINFO_RESPONSE_CODE, &code);
-    if (disk_full || !flushed) return Status(Code::kResourceExhausted, fmt::format("cannot write {}: is the disk full? What is there stays; run this again", part()));
+    if (disk_full || !flushed)
+      return Status(Code::kResourceExhausted,
+                    fmt::format("cannot write {}: is the disk full? What is there stays; run this again", part()));
     if (result != CURLE_OK) return Status(Code::kUnavailable, fmt::format("{}: {}", file->url, curl_easy_strerror(result)));
     if (code == 416) {  // what is there is not the beginning of this file
       std::error_code ignored;
@@ -118,13 +123,15 @@ struct Transfer {
       return Status(Code::kUnavailable, fmt::format("{}: the partial file did not fit and was removed", file->url));
     }
     if (code >= 300) return http_error(file->url, code);
-    if (file->bytes >= 0 && have != file->bytes) return Status(Code::kUnavailable, fmt::format("{}: got {} of {} bytes", file->url, have, file->bytes));
+    if (file->bytes >= 0 && have != file->bytes)
+      return Status(Code::kUnavailable, fmt::format("{}: got {} of {} bytes", file->url, have, file->bytes));
     if (!file->sha256.empty()) {
       BATON_ASSIGN_OR_RETURN(const std::string digest, sha256_of_file(part()));
       if (digest != file->sha256) {
         std::error_code ignored;
         fs::remove(part(), ignored);
-        return Status(Code::kDataLoss, fmt::format("{}: SHA-256 is {}, expected {}; the file was removed, run this again", file->url, digest, file->sha256));
+        return Status(Code::kDataLoss,
+                      fmt::format("{}: SHA-256 is {}, expected {}; the file was removed, run this again", file->url, digest, file->sha256));
       }
     }
     std::error_code error;
@@ -136,7 +143,8 @@ struct Transfer {
 
 }  // namespace
 
-ProgressBar::ProgressBar(std::string label, std::int64_t total) : label_(std::move(label)), total_(total), terminal_(isatty(2)), started_us_(now_us()) {}
+ProgressBar::ProgressBar(std::string label, std::int64_t total)
+    : label_(std::move(label)), total_(total), terminal_(isatty(2)), started_us_(now_us()) {}
 
 void ProgressBar::update(std::int64_t done) {
   if (start_bytes_ < 0) start_bytes_ = done;
@@ -158,9 +166,10 @@ void ProgressBar::draw(std::int64_t done, bool last) {
   const double speed = seconds > 0 ? static_cast<double>(done - std::max<std::int64_t>(0, start_bytes_)) / seconds : 0;
   const double share = total_ > 0 ? std::min(1.0, static_cast<double>(done) / static_cast<double>(total_)) : 0;
   const int filled = static_cast<int>(share * 24);
-  std::fprintf(stderr, "%s%-28s [%s%s] %3.0f %%  %s / %s  %s/s%s", terminal_ ? "\r" : "", label_.c_str(), std::string(static_cast<std::size_t>(filled), '#').c_str(),
-               std::string(static_cast<std::size_t>(24 - filled), '-').c_str(), share * 100, format_bytes(static_cast<double>(done)).c_str(),
-               format_bytes(static_cast<double>(total_)).c_str(), format_bytes(speed).c_str(), terminal_ && !last ? "  " : "\n");
+  std::fprintf(stderr, "%s%-28s [%s%s] %3.0f %%  %s / %s  %s/s%s", terminal_ ? "\r" : "", label_.c_str(),
+               std::string(static_cast<std::size_t>(filled), '#').c_str(), std::string(static_cast<std::size_t>(24 - filled), '-').c_str(),
+               share * 100, format_bytes(static_cast<double>(done)).c_str(), format_bytes(static_cast<double>(total_)).c_str(),
+               format_bytes(speed).c_str(), terminal_ && !last ? "  " : "\n");
   std::fflush(stderr);
 }
 
@@ -184,13 +193,15 @@ Result<std::string> fetch_text(const std::string& url, const DownloadOptions& op
   std::string body;
   prepare(curl.get(), url, options);
   curl_easy_setopt(curl.get(), CURLOPT_WRITEDATA, &body);
-  curl_easy_setopt(curl.get(), CURLOPT_WRITEFUNCTION, +[](char* data, std::size_t, std::size_t size, void* user) -> std::size_t {
-    auto& out = *static_cast<std::string*>(user);
-    if (out.size() + size > (64u << 20)) return 0;
-    out.append(data, size);
-    return size;
-  });
-  if (const CURLcode result = curl_easy_perform(curl.get()); result != CURLE_OK) return Status(Code::kUnavailable, fmt::format("{}: {}", url, curl_easy_strerror(result)));
+  curl_easy_setopt(
+      curl.get(), CURLOPT_WRITEFUNCTION, +[](char* data, std::size_t, std::size_t size, void* user) -> std::size_t {
+        auto& out = *static_cast<std::string*>(user);
+        if (out.size() + size > (64u << 20)) return 0;
+        out.append(data, size);
+        return size;
+      });
+  if (const CURLcode result = curl_easy_perform(curl.get()); result != CURLE_OK)
+    return Status(Code::kUnavailable, fmt::format("{}: {}", url, curl_easy_strerror(result)));
   long code = 0;
   curl_easy_getinfo(curl.get(), CURLINFO_RESPONSE_CODE, &code);
   if (code != 200) return http_error(url, code);

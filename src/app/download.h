@@ -11,9 +11,9 @@ namespace baton::app {
 
 struct DownloadFile {
   std::string url;
-  std::string path;        // where it ends up; "<path>.part" while incomplete
-  std::int64_t bytes = -1; // -1: not known before
-  std::string sha256;      // "" if the source gives none
+  std::string path;         // where it ends up; "<path>.part" while incomplete
+  std::int64_t bytes = -1;  // -1: not known before
+  std::string sha256;       // "" if the source gives none
 };
 
 struct DownloadOptions {

@@ -48,7 +48,8 @@ Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::Even
   setup.kv_dtype = kv_dtype(flags.dtype);
   BATON_ASSIGN_OR_RETURN(setup.options.max_model_len, effective_max_model_len(flags.max_model_len, config.max_positions));
   BATON_ASSIGN_OR_RETURN(const std::int64_t batched, parse_size(flags.max_num_batched_tokens));
-  if (batched < 1 || batched > 65536) return Status(Code::kInvalidArgument, fmt::format("--max-num-batched-tokens {}: give 1 to 65536", flags.max_num_batched_tokens));
+  if (batched < 1 || batched > 65536)
+    return Status(Code::kInvalidArgument, fmt::format("--max-num-batched-tokens {}: give 1 to 65536", flags.max_num_batched_tokens));
 
   device::DeviceOptions device;
   BATON_ASSIGN_OR_RETURN(device.cores, parse_cores(flags.cores));
@@ -62,7 +63,8 @@ Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::Even
   BATON_ASSIGN_OR_RETURN(setup.loaded, engine::load_model(device, *setup.files, decoder));
   setup.load_seconds = to_seconds(clock.now() - start);
   log::info("loaded {} in {:.2f} s: {}, compute {}, {} on {}", to_string(setup.files->dominant_format()), setup.load_seconds,
-            format_bytes(static_cast<double>(setup.loaded->decoder->weight_bytes())), to_string(setup.compute), setup.loaded->device->info().isa, setup.loaded->device->info().name);
+            format_bytes(static_cast<double>(setup.loaded->decoder->weight_bytes())), to_string(setup.compute),
+            setup.loaded->device->info().isa, setup.loaded->device->info().name);
 
   engine::DeviceExecutorOptions executor;
   executor.kv_dtype = setup.kv_dtype;
@@ -75,11 +77,14 @@ Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::Even
   const double tokens = static_cast<double>(kv.blocks) * kv.block_tokens;
   if (tokens < static_cast<double>(setup.options.max_model_len)) {
     return Status(Code::kResourceExhausted,
-                  fmt::format("the KV cache of {} holds {:.0f} tokens, but --max-model-len {} may need as many in one request; largest that fits: --max-model-len {:.0f}, or --kv-cache-memory-bytes {:.0f}MiB",
-                              format_bytes(static_cast<double>(kv.bytes())), tokens, setup.options.max_model_len, tokens, per_token * static_cast<double>(setup.options.max_model_len) / (1 << 20) + 1));
+                  fmt::format("the KV cache of {} holds {:.0f} tokens, but --max-model-len {} may need as many in one request; largest "
+                              "that fits: --max-model-len {:.0f}, or --kv-cache-memory-bytes {:.0f}MiB",
+                              format_bytes(static_cast<double>(kv.bytes())), tokens, setup.options.max_model_len, tokens,
+                              per_token * static_cast<double>(setup.options.max_model_len) / (1 << 20) + 1));
   }
-  log::info("KV cache size: {:.0f} tokens ({}, blocks of {}); max concurrency at {} tokens: {:.2f}", tokens, format_bytes(static_cast<double>(kv.bytes())), kv.block_tokens,
-            setup.options.max_model_len, tokens / static_cast<double>(setup.options.max_model_len));
+  log::info("KV cache size: {:.0f} tokens ({}, blocks of {}); max concurrency at {} tokens: {:.2f}", tokens,
+            format_bytes(static_cast<double>(kv.bytes())), kv.block_tokens, setup.options.max_model_len,
+            tokens / static_cast<double>(setup.options.max_model_len));
   setup.options.max_num_seqs = flags.max_num_seqs;
   setup.options.max_num_batched_tokens = static_cast<std::int32_t>(batched);
   setup.options.max_step = std::chrono::milliseconds(flags.max_step_ms);

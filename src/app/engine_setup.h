@@ -1,5 +1,6 @@
 #pragma once
-// From flags to an engine's parts: the device, the loaded model, the executor with its KV pool. Shared by `baton worker` and `baton bench engine`.
+// From flags to an engine's parts: the device, the loaded model, the executor with its KV pool. Shared by `baton worker` and `baton bench
+// engine`.
 
 #include <memory>
 #include <string>

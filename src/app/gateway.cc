@@ -102,7 +102,8 @@ Result<TextSide> load_text(const GatewayFlags& flags, const model::ModelFiles& f
   front.chat_template = side.chat_template.get();
   BATON_ASSIGN_OR_RETURN(front.defaults, sampling_defaults(flags.front, files));
   BATON_ASSIGN_OR_RETURN(front.max_model_len, effective_max_model_len(flags.max_model_len, files.config().max_positions));
-  for (TokenId id = 0; id < side.tokenizer->vocab_size(); ++id) front.longest_token_bytes = std::max(front.longest_token_bytes, side.tokenizer->token_bytes(id).size());
+  for (TokenId id = 0; id < side.tokenizer->vocab_size(); ++id)
+    front.longest_token_bytes = std::max(front.longest_token_bytes, side.tokenizer->token_bytes(id).size());
   front.max_logprobs = flags.front.max_logprobs;
   front.draw = entropy_u64;
   if (flags.front.seed) front.draw = [rng = Rng(*flags.front.seed)]() mutable { return rng.next_u64(); };
@@ -138,9 +139,11 @@ class StatsLine {
       if (prompt == 0 && generated == 0 && s.running == 0 && s.waiting == 0) continue;
       const double usage = s.blocks_total > 0 ? 100.0 * (s.blocks_total - s.blocks_free - s.blocks_cached) / s.blocks_total : 0;
       const double hits = s.prefix_queries > 0 ? 100.0 * static_cast<double>(s.prefix_hits) / static_cast<double>(s.prefix_queries) : 0;
-      log::info("Engine {}: Avg prompt throughput: {:.1f} tokens/s, Avg generation throughput: {:.1f} tokens/s, Running: {} reqs, Waiting: {} reqs, "
-                "Preemptions: {}, KV cache usage: {:.1f}%, Prefix cache hit rate: {:.1f}%",
-                worker.name(), prompt, generated, s.running, s.waiting, s.preemptions, usage, hits);
+      log::info(
+          "Engine {}: Avg prompt throughput: {:.1f} tokens/s, Avg generation throughput: {:.1f} tokens/s, Running: {} reqs, Waiting: {} "
+          "reqs, "
+          "Preemptions: {}, KV cache usage: {:.1f}%, Prefix cache hit rate: {:.1f}%",
+          worker.name(), prompt, generated, s.running, s.waiting, s.preemptions, usage, hits);
     }
   }
 
@@ -182,9 +185,11 @@ class GatewayProcess {
     http.host = flags_.front.host;
     http.port = flags_.front.port;
     http.listen_fd = flags_.listen_fd;
-    BATON_ASSIGN_OR_RETURN(server_, net::HttpServer::listen(loop_, std::move(http), [this](net::HttpRequest request, std::shared_ptr<net::HttpResponder> responder) {
-      api_->handle(std::move(request), std::move(responder));
-    }));
+    BATON_ASSIGN_OR_RETURN(
+        server_,
+        net::HttpServer::listen(loop_, std::move(http), [this](net::HttpRequest request, std::shared_ptr<net::HttpResponder> responder) {
+          api_->handle(std::move(request), std::move(responder));
+        }));
     log::info("gateway listens on port {}, {} workers", server_->port(), flags_.workers.size());
     loop_.on_signals({SIGTERM, SIGINT}, [this](int) { drain(); });
     if (flags_.front.stats_interval_s > 0) print_stats();
@@ -261,7 +266,9 @@ int run_gateway(Args args) {
   app.add_option("model,--model", flags.model, "the model, for its tokenizer and chat template")->required();
   app.add_option("--worker", flags.workers, "NAME=ROLE@HOST:PORT; once for each worker")->required()->expected(1)->take_all();
   app.add_option("--max-model-len", flags.max_model_len, "longest prompt + output (default: the model's)");
-  app.add_option("--log-level", flags.log_level, "debug, info, warn, error")->check(CLI::IsMember({"debug", "info", "warn", "error"}))->capture_default_str();
+  app.add_option("--log-level", flags.log_level, "debug, info, warn, error")
+      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
+      ->capture_default_str();
   app.add_option("--listen-fd", flags.listen_fd, "an inherited listening socket, from the supervisor")->group("");
   app.add_option("--lifetime-fd", flags.lifetime_fd, "a pipe whose end means: exit")->group("");
   std::string config;

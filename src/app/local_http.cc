@@ -29,7 +29,8 @@ Result<LocalHttp> LocalHttp::open(const std::string& host, int port) {
 
 Result<LocalHttp> LocalHttp::open(const std::string& url) {
   std::string rest = url;
-  if (rest.starts_with("https://")) return Status(Code::kUnimplemented, fmt::format("{}: https is not supported; put a proxy in front or use http://", url));
+  if (rest.starts_with("https://"))
+    return Status(Code::kUnimplemented, fmt::format("{}: https is not supported; put a proxy in front or use http://", url));
   if (rest.starts_with("http://")) rest.erase(0, 7);
   rest = rest.substr(0, rest.find('/'));
   const auto colon = rest.rfind(':');
@@ -38,7 +39,8 @@ Result<LocalHttp> LocalHttp::open(const std::string& url) {
     port = std::atoi(rest.c_str() + colon + 1);
     rest.resize(colon);
   }
-  if (rest.empty() || port <= 0 || port > 65535) return Status(Code::kInvalidArgument, fmt::format("`{}` is not a URL like http://127.0.0.1:8000", url));
+  if (rest.empty() || port <= 0 || port > 65535)
+    return Status(Code::kInvalidArgument, fmt::format("`{}` is not a URL like http://127.0.0.1:8000", url));
   return open(rest, port);
 }
 
@@ -54,8 +56,8 @@ Result<HttpAnswer> LocalHttp::post(const std::string& target, const std::string&
   return post_events(target, json, nullptr, timeout);
 }
 
-Result<HttpAnswer> LocalHttp::post_events(const std::string& target, const std::string& json, std::function<bool(std::string_view)> on_event,
-                                          Duration idle_timeout) {
+Result<HttpAnswer> LocalHttp::post_events(const std::string& target, const std::string& json,
+                                          std::function<bool(std::string_view)> on_event, Duration idle_timeout) {
   net::HttpClientRequest request;
   request.target = target;
   request.body = json;

@@ -26,8 +26,8 @@ class LocalHttp {
 
   Result<HttpAnswer> get(const std::string& target, Duration timeout = std::chrono::seconds(5));
   Result<HttpAnswer> post(const std::string& target, const std::string& json, Duration timeout = std::chrono::minutes(10));
-  // Streams a POST; `on_event` gets the text after "data: " of each event and returns false to cancel. A status other than 200 comes back with its
-  // body and no events.
+  // Streams a POST; `on_event` gets the text after "data: " of each event and returns false to cancel. A status other than 200 comes back
+  // with its body and no events.
   Result<HttpAnswer> post_events(const std::string& target, const std::string& json, std::function<bool(std::string_view data)> on_event,
                                  Duration idle_timeout = std::chrono::minutes(10));
   void set_api_key(std::string key) { api_key_ = std::move(key); }

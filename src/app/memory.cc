@@ -24,7 +24,8 @@ MemoryInfo memory_info() {
     if (key == "MemTotal:") info.total = kib * 1024;
     if (key == "MemAvailable:") info.available = kib * 1024;
   }
-  const double limit = std::min(number_in("/sys/fs/cgroup/memory.max", info.total), number_in("/sys/fs/cgroup/memory/memory.limit_in_bytes", info.total));
+  const double limit =
+      std::min(number_in("/sys/fs/cgroup/memory.max", info.total), number_in("/sys/fs/cgroup/memory/memory.limit_in_bytes", info.total));
   if (limit < info.total) {
     const double used = number_in("/sys/fs/cgroup/memory.current", number_in("/sys/fs/cgroup/memory/memory.usage_in_bytes", 0));
     info.total = limit;

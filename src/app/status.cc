@@ -31,13 +31,17 @@ std::optional<Json> server_state(int port) {
 }
 
 void print_workers(const Json& workers) {
-  fmt::print("{:<8} {:<8} {:<9} {:>7} {:>7} {:>9} {:>9} {:>10} {:>10}\n", "WORKER", "ROLE", "STATE", "RUNNING", "WAITING", "KV USED", "KV TOTAL", "PROMPT TOK", "GEN TOK");
+  fmt::print("{:<8} {:<8} {:<9} {:>7} {:>7} {:>9} {:>9} {:>10} {:>10}\n", "WORKER", "ROLE", "STATE", "RUNNING", "WAITING", "KV USED",
+             "KV TOTAL", "PROMPT TOK", "GEN TOK");
   for (const Json& w : workers) {
     const std::int64_t block = w.value("block_tokens", 0), total = w.value("blocks_total", 0);
     const std::int64_t used = total - w.value("blocks_free", 0) - w.value("blocks_cached", 0);
     fmt::print("{:<8} {:<8} {:<9} {:>7} {:>7} {:>9} {:>9} {:>10} {:>10}\n", w.value("name", "?"), w.value("role", "?"),
-               w.value("draining", false) ? "draining" : w.value("ready", false) ? "ready" : "not ready", w.value("running", 0), w.value("waiting", 0), used * block,
-               total * block, w.value("prompt_tokens", 0), w.value("generation_tokens", 0));
+               w.value("draining", false) ? "draining"
+               : w.value("ready", false)  ? "ready"
+                                          : "not ready",
+               w.value("running", 0), w.value("waiting", 0), used * block, total * block, w.value("prompt_tokens", 0),
+               w.value("generation_tokens", 0));
   }
 }
 
@@ -68,7 +72,9 @@ int run_status(Args args) {
     return is_ready ? 0 : kExitFailed;
   }
   fmt::print("{}  {}", client.url(), is_ready ? "ready" : "not ready: " + (readiness.is_object() ? readiness.value("reason", "?") : "?"));
-  if (state) fmt::print("  model {}  pid {}{}", state->value("model", "?"), state->value("pid", 0), state->value("log", "").empty() ? "" : "  log " + state->value("log", ""));
+  if (state)
+    fmt::print("  model {}  pid {}{}", state->value("model", "?"), state->value("pid", 0),
+               state->value("log", "").empty() ? "" : "  log " + state->value("log", ""));
   fmt::print("\n");
   print_workers(list);
   return is_ready ? 0 : kExitFailed;
@@ -90,7 +96,8 @@ int run_stop(Args args) {
   }
   const int pid = (*state)["pid"].get<int>();
   const int pidfd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
-  if (pidfd < 0 || kill(pid, SIGTERM) != 0) return fail(Status(Code::kInternal, fmt::format("cannot signal process {}; is it yours?", pid)));
+  if (pidfd < 0 || kill(pid, SIGTERM) != 0)
+    return fail(Status(Code::kInternal, fmt::format("cannot signal process {}; is it yours?", pid)));
   net::EventLoop loop;
   bool ended = false;
   loop.on_readable(pidfd, [&] {

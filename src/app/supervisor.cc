@@ -117,7 +117,8 @@ void Supervisor::on_child_exit(Child& child) {
   loop_.after(delay, [this, &child] {
     if (stopping_ || child.pid >= 0) return;
     ++child.restarts;
-    if (const Status started = spawn(child); !started.ok() && events_.on_exit) events_.on_exit(child.spec.name, started.message(), Duration(-1));
+    if (const Status started = spawn(child); !started.ok() && events_.on_exit)
+      events_.on_exit(child.spec.name, started.message(), Duration(-1));
   });
 }
 
@@ -180,15 +181,20 @@ Result<int> listen_socket(const std::string& host, int port, int* actual_port) {
     const int error = errno;
     close(fd);
     if (error == EADDRINUSE)
-      return Status(Code::kUnavailable, fmt::format("{}:{} is already in use; stop what listens there (ss -ltnp 'sport = :{}' names it; a Baton server: baton stop --port {}) "
-                                                    "or choose another port with --port", host, port, port, port));
+      return Status(
+          Code::kUnavailable,
+          fmt::format(
+              "{}:{} is already in use; stop what listens there (ss -ltnp 'sport = :{}' names it; a Baton server: baton stop --port {}) "
+              "or choose another port with --port",
+              host, port, port, port));
     return Status(Code::kUnavailable, fmt::format("cannot listen on {}:{}: {}", host, port, std::strerror(error)));
   }
   if (actual_port) {
     sockaddr_storage address{};
     socklen_t length = sizeof address;
     getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length);
-    *actual_port = ntohs(address.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6*>(&address)->sin6_port : reinterpret_cast<sockaddr_in*>(&address)->sin_port);
+    *actual_port = ntohs(address.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6*>(&address)->sin6_port
+                                                       : reinterpret_cast<sockaddr_in*>(&address)->sin_port);
   }
   return fd;
 }

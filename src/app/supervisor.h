@@ -1,6 +1,6 @@
 #pragma once
-// Child processes that never outlive their parent: each is restarted with back-off when it dies, and all end with the supervisor, also when it is
-// killed (a lifetime pipe whose end they watch, and PDEATHSIG set in the child with the parent re-checked).
+// Child processes that never outlive their parent: each is restarted with back-off when it dies, and all end with the supervisor, also when
+// it is killed (a lifetime pipe whose end they watch, and PDEATHSIG set in the child with the parent re-checked).
 
 #include <functional>
 #include <memory>

@@ -67,7 +67,9 @@ int run_worker(Args args) {
   app.set_help_flag("-h,--help", "this text");
   app.add_option("model,--model", flags.engine.model, "the model to load")->required();
   app.add_option("--name", flags.name, "its name in logs and headers")->capture_default_str();
-  app.add_option("--role", flags.role, "prefill, decode or both")->check(CLI::IsMember({"prefill", "decode", "both"}))->capture_default_str();
+  app.add_option("--role", flags.role, "prefill, decode or both")
+      ->check(CLI::IsMember({"prefill", "decode", "both"}))
+      ->capture_default_str();
   app.add_option("--host", flags.host, "address to listen on; anyone who reaches it can use it")->capture_default_str();
   app.add_option("--port", flags.port, "port for the gateway (0: any)")->check(CLI::Range(0, 65535))->capture_default_str();
   app.add_option("--link-port", flags.link_port, "port for hand-off links (0: any)")->check(CLI::Range(0, 65535))->capture_default_str();

@@ -56,8 +56,7 @@ class [[nodiscard]] Status {
 
 [[noreturn]] void check_failed(const char* file, int line, const char* expression, const std::string& detail);
 
-#define BATON_CHECK(expression) \
-  (static_cast<bool>(expression) ? void(0) : ::baton::check_failed(__FILE__, __LINE__, #expression, {}))
+#define BATON_CHECK(expression) (static_cast<bool>(expression) ? void(0) : ::baton::check_failed(__FILE__, __LINE__, #expression, {}))
 #define BATON_CHECK_MSG(expression, detail) \
   (static_cast<bool>(expression) ? void(0) : ::baton::check_failed(__FILE__, __LINE__, #expression, detail))
 
@@ -65,15 +64,24 @@ class [[nodiscard]] Status {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}  // NOLINT: implicit on purpose
+  Result(T value) : value_(std::move(value)) {}                                       // NOLINT: implicit on purpose
   Result(Status status) : status_(std::move(status)) { BATON_CHECK(!status_.ok()); }  // NOLINT
   Result(Code code, std::string message) : status_(code, std::move(message)) {}
 
   bool ok() const { return value_.has_value(); }
   const Status& status() const { return status_; }
-  T& value() & { BATON_CHECK_MSG(ok(), status_.to_string()); return *value_; }
-  const T& value() const& { BATON_CHECK_MSG(ok(), status_.to_string()); return *value_; }
-  T&& value() && { BATON_CHECK_MSG(ok(), status_.to_string()); return std::move(*value_); }
+  T& value() & {
+    BATON_CHECK_MSG(ok(), status_.to_string());
+    return *value_;
+  }
+  const T& value() const& {
+    BATON_CHECK_MSG(ok(), status_.to_string());
+    return *value_;
+  }
+  T&& value() && {
+    BATON_CHECK_MSG(ok(), status_.to_string());
+    return std::move(*value_);
+  }
   T& operator*() & { return value(); }
   const T& operator*() const& { return value(); }
   T* operator->() { return &value(); }
@@ -87,8 +95,8 @@ class [[nodiscard]] Result {
 #define BATON_CONCAT_INNER(a, b) a##b
 #define BATON_CONCAT(a, b) BATON_CONCAT_INNER(a, b)
 // Returns the Status of `expression` from the enclosing function if it is not ok.
-#define BATON_RETURN_IF_ERROR(expression)            \
-  do {                                               \
+#define BATON_RETURN_IF_ERROR(expression)                       \
+  do {                                                          \
     if (::baton::Status s_ = (expression); !s_.ok()) return s_; \
   } while (false)
 // BATON_ASSIGN_OR_RETURN(auto x, make_x());

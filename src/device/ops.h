@@ -2,9 +2,9 @@
 // The operations that a Qwen2/Llama-family decoder needs: all of the vendor-specific arithmetic.
 //
 // Ops are queued on their context's stream and may run later; on a CPU they run inline. No op reads host memory except through StepMeta.
-// Shapes are written as [tokens, ...]; activations are of Device::activation_dtype(). Programmer errors (shapes) are CHECKs; what fails at run
-// time surfaces at Context::synchronize(), named by op. Numerics: DESIGN "Numerics are a contract": the bits of a row depend on nothing but that
-// row's inputs, whatever the batch, the chunk, the position in the batch or the number of threads.
+// Shapes are written as [tokens, ...]; activations are of Device::activation_dtype(). Programmer errors (shapes) are CHECKs; what fails at
+// run time surfaces at Context::synchronize(), named by op. Numerics: DESIGN "Numerics are a contract": the bits of a row depend on nothing
+// but that row's inputs, whatever the batch, the chunk, the position in the batch or the number of threads.
 
 #include <cstdint>
 #include <span>
@@ -42,7 +42,7 @@ struct StepMeta {
   std::span<const std::int32_t> kv_len;        // [seqs]
   std::span<const std::int32_t> block_tables;  // [seqs, max_blocks] block ids
   std::int32_t max_blocks = 0;
-  std::span<const std::int32_t> logit_rows;    // [rows] tokens whose logits are wanted
+  std::span<const std::int32_t> logit_rows;  // [rows] tokens whose logits are wanted
   // The same as device tensors, filled by Context::upload_step().
   Tensor d_token_ids, d_positions, d_slots, d_q_start, d_kv_len, d_block_tables, d_logit_rows;
 

@@ -32,8 +32,8 @@ enum class ComputeType : std::uint8_t { kF32, kBF16, kInt8 };
 std::string_view to_string(ComputeType type);
 std::optional<ComputeType> compute_type_from_string(std::string_view name);
 
-// Device memory. Opaque: on an accelerator the host cannot dereference it. Freed by its destructor; the caller sees to it that no queued work
-// still touches it (Context::synchronize).
+// Device memory. Opaque: on an accelerator the host cannot dereference it. Freed by its destructor; the caller sees to it that no queued
+// work still touches it (Context::synchronize).
 class Buffer {
  public:
   virtual ~Buffer() = default;

@@ -6,12 +6,13 @@
 namespace baton::engine {
 namespace {
 
-constexpr Duration kIdleWait = std::chrono::seconds(1);     // nothing wakes the thread without a notification; a bound all the same
+constexpr Duration kIdleWait = std::chrono::seconds(1);       // nothing wakes the thread without a notification; a bound all the same
 constexpr Duration kStartDeadline = std::chrono::minutes(2);  // of the context, whose arena is touched at once
 
 }  // namespace
 
-Result<std::shared_ptr<LoadedModel>> load_model(const device::DeviceOptions& device, const model::ModelFiles& files, model::DecoderOptions options) {
+Result<std::shared_ptr<LoadedModel>> load_model(const device::DeviceOptions& device, const model::ModelFiles& files,
+                                                model::DecoderOptions options) {
   auto loaded = std::make_shared<LoadedModel>();
   BATON_ASSIGN_OR_RETURN(loaded->device, device::open_device(device));
   BATON_ASSIGN_OR_RETURN(loaded->decoder, model::Decoder::load(*loaded->device, files, options));
@@ -217,7 +218,8 @@ void DeviceExecutor::sample(const StepPlan& plan, const float* logits) {
     if (row.prompt_logprobs >= 0) {
       const std::int32_t last = std::min(row.end, static_cast<std::int32_t>(row.ids->size()) - 1);
       for (std::int32_t t = row.begin + 1; t <= last; ++t) {
-        sampler_.logprobs(row_of(logit + t - 1 - row.begin), (*row.ids)[static_cast<std::size_t>(t)], row.prompt_logprobs, out.prompt.emplace_back());
+        sampler_.logprobs(row_of(logit + t - 1 - row.begin), (*row.ids)[static_cast<std::size_t>(t)], row.prompt_logprobs,
+                          out.prompt.emplace_back());
       }
       logit += row.end - 1 - row.begin;
     }

@@ -1,6 +1,6 @@
 #pragma once
-// Runs steps on a real device: one thread, which owns the device's context, forwards a decoder and samples. In steady state it allocates nothing
-// but the closures that carry its notices to the loop.
+// Runs steps on a real device: one thread, which owns the device's context, forwards a decoder and samples. In steady state it allocates
+// nothing but the closures that carry its notices to the loop.
 
 #include <condition_variable>
 #include <cstdint>
@@ -26,7 +26,8 @@ struct LoadedModel {
   std::unique_ptr<model::Decoder> decoder;
   model::DecoderOptions options;
 };
-Result<std::shared_ptr<LoadedModel>> load_model(const device::DeviceOptions& device, const model::ModelFiles& files, model::DecoderOptions options);
+Result<std::shared_ptr<LoadedModel>> load_model(const device::DeviceOptions& device, const model::ModelFiles& files,
+                                                model::DecoderOptions options);
 
 struct DeviceExecutorOptions {
   device::DType kv_dtype = device::DType::kBF16;
@@ -59,7 +60,8 @@ class DeviceExecutor final : public StepExecutor {
     Callbacks callbacks;
     StepResult result;
   };
-  DeviceExecutor(net::Executor& loop, std::shared_ptr<LoadedModel> model, std::unique_ptr<device::KvPool> pool, const DeviceExecutorOptions& options);
+  DeviceExecutor(net::Executor& loop, std::shared_ptr<LoadedModel> model, std::unique_ptr<device::KvPool> pool,
+                 const DeviceExecutorOptions& options);
   void run();
   void execute(const StepPlan& plan);
   Status compute(const StepPlan& plan, const float** logits);

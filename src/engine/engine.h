@@ -1,6 +1,6 @@
 #pragma once
-// The engine of one worker: continuous batching over a paged KV pool. Its decisions are made by the pure Scheduler (scheduler.h); this shell
-// joins it to a StepExecutor, which owns the device's thread. All calls and callbacks are on the loop's thread.
+// The engine of one worker: continuous batching over a paged KV pool. Its decisions are made by the pure Scheduler (scheduler.h); this
+// shell joins it to a StepExecutor, which owns the device's thread. All calls and callbacks are on the loop's thread.
 //
 // Three ways in, one sequence machinery:
 //   generate()      prompt and output here (aggregated)
@@ -46,7 +46,8 @@ class Engine : public wire::Generator {
   std::unique_ptr<wire::GenerateCall> generate(wire::GenerateRequest request, std::shared_ptr<wire::GenerateSink> sink) override = 0;
 
   // --- source of a hand-off
-  // kResourceExhausted when the queue is full, kInvalidArgument when it can never fit. After on_failed the blocks are still held: release().
+  // kResourceExhausted when the queue is full, kInvalidArgument when it can never fit. After on_failed the blocks are still held:
+  // release().
   virtual Result<SeqId> prefill(wire::GenerateRequest request, std::shared_ptr<PrefillSink> sink) = 0;
   // The blocks of its prompt so far, in order; valid until release().
   virtual std::span<const BlockId> blocks(SeqId seq) const = 0;

@@ -1,9 +1,10 @@
 #pragma once
 // For tests: a device whose KV can be checked, and an executor that runs by hand.
 //
-// FakeDevice stores for each token in its pool a hash of the whole prefix, computed from what it reads of the token before it in the pool. The
-// token that it samples is a function of the last one's hash, the seed and the choice. So a sequence gets the tokens of reference() if and only if
-// every block that it was given held what it should, whatever the chunks, neighbours, prefix hits, forks, hand-offs and preemptions.
+// FakeDevice stores for each token in its pool a hash of the whole prefix, computed from what it reads of the token before it in the pool.
+// The token that it samples is a function of the last one's hash, the seed and the choice. So a sequence gets the tokens of reference() if
+// and only if every block that it was given held what it should, whatever the chunks, neighbours, prefix hits, forks, hand-offs and
+// preemptions.
 
 #include <algorithm>
 #include <deque>
@@ -88,7 +89,8 @@ class FakeDevice {
       out.seq = row.seq;
       if (row.sample) {
         for (int i = 0; i < row.sample->choices; ++i) {
-          out.sampled.push_back({.token = sample(hash, row.sample->seed, row.sample->first_choice + i), .logprob = std::nullopt, .top = {}});
+          out.sampled.push_back(
+              {.token = sample(hash, row.sample->seed, row.sample->first_choice + i), .logprob = std::nullopt, .top = {}});
         }
       }
       if (row.prompt_logprobs >= 0) {
@@ -103,7 +105,8 @@ class FakeDevice {
   }
 
   // The KV of tokens [begin, end), from another device's pool.
-  void copy_from(const FakeDevice& other, std::span<const BlockId> from, std::span<const BlockId> to, std::int32_t begin, std::int32_t end) {
+  void copy_from(const FakeDevice& other, std::span<const BlockId> from, std::span<const BlockId> to, std::int32_t begin,
+                 std::int32_t end) {
     for (std::int32_t t = begin; t < end; ++t) {
       const auto f = static_cast<std::size_t>(t / other.block_tokens_), d = static_cast<std::size_t>(t / block_tokens_);
       pool_[slot(to[d], t % block_tokens_)] = other.pool_[other.slot(from[f], t % other.block_tokens_)];

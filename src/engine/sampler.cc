@@ -163,12 +163,13 @@ float Sampler::kth_largest(const float* logits, int k) {
   }
   float heap[kHeapMax];  // the largest so far, the least of them in front
   std::fill(heap, heap + k, kMinusInfinity);
-  for_each_above<true>(logits, static_cast<std::size_t>(vocab_), [&] { return heap[0]; },
-                       [&](std::size_t i) {
-                         std::pop_heap(heap, heap + k, std::greater<>());
-                         heap[k - 1] = logits[i];
-                         std::push_heap(heap, heap + k, std::greater<>());
-                       });
+  for_each_above<true>(
+      logits, static_cast<std::size_t>(vocab_), [&] { return heap[0]; },
+      [&](std::size_t i) {
+        std::pop_heap(heap, heap + k, std::greater<>());
+        heap[k - 1] = logits[i];
+        std::push_heap(heap, heap + k, std::greater<>());
+      });
   return heap[0];
 }
 
@@ -183,11 +184,12 @@ std::int32_t Sampler::draw(const float* logits, const wire::SamplingParams& p, d
     const float least = kth_largest(logits, p.top_k);
     dense = false;
     count = 0;
-    for_each_above<false>(logits, static_cast<std::size_t>(vocab_), [&] { return least; },
-                          [&](std::size_t i) {
-                            index_[count] = static_cast<std::int32_t>(i);
-                            weight_[count++] = logits[i];
-                          });
+    for_each_above<false>(
+        logits, static_cast<std::size_t>(vocab_), [&] { return least; },
+        [&](std::size_t i) {
+          index_[count] = static_cast<std::int32_t>(i);
+          weight_[count++] = logits[i];
+        });
     exp_all(weight_.data(), count, largest, factor, weight_.data());
   } else {
     exp_all(logits, count, largest, factor, weight_.data());
@@ -245,13 +247,14 @@ std::size_t Sampler::nucleus(std::size_t count, bool dense, double top_p, double
   auto ties = static_cast<std::int64_t>(std::ceil((target - cut.above) / static_cast<double>(cut.value)));
   ties = std::max<std::int64_t>(ties, 1);
   std::size_t out = 0;
-  for_each_above<false>(weight_.data(), count, [&] { return cut.value; },
-                        [&](std::size_t i) {
-                          if (weight_[i] == cut.value && ties-- <= 0) return;
-                          const float w = weight_[i];  // out <= i: what is still to be read is not overwritten
-                          index_[out] = dense ? static_cast<std::int32_t>(i) : index_[i];
-                          weight_[out++] = w;
-                        });
+  for_each_above<false>(
+      weight_.data(), count, [&] { return cut.value; },
+      [&](std::size_t i) {
+        if (weight_[i] == cut.value && ties-- <= 0) return;
+        const float w = weight_[i];  // out <= i: what is still to be read is not overwritten
+        index_[out] = dense ? static_cast<std::int32_t>(i) : index_[i];
+        weight_[out++] = w;
+      });
   return out;
 }
 
@@ -260,7 +263,9 @@ void Sampler::logprobs(std::span<const float> logits, TokenId token, int k, Samp
   const float largest = logits[static_cast<std::size_t>(argmax(logits))];
   exp_all(logits.data(), logits.size(), largest, 1.0f, weight_.data());
   const double log_sum = std::log(sum(weight_.data(), logits.size())) + static_cast<double>(largest);
-  const auto logprob = [&](std::int32_t id) { return static_cast<float>(static_cast<double>(logits[static_cast<std::size_t>(id)]) - log_sum); };
+  const auto logprob = [&](std::int32_t id) {
+    return static_cast<float>(static_cast<double>(logits[static_cast<std::size_t>(id)]) - log_sum);
+  };
   out.token = token;
   out.logprob = logprob(token);
   out.top.clear();
@@ -268,19 +273,20 @@ void Sampler::logprobs(std::span<const float> logits, TokenId token, int k, Samp
   if (wanted == 0) return;
   out.top.reserve(wanted + 1);
   // A sorted list of the best so far; a later equal one goes behind, so that the lower index is first.
-  for_each_above<true>(logits.data(), logits.size(),
-                       [&] { return out.top.size() < wanted ? -std::numeric_limits<float>::infinity() : out.top.back().logprob; },
-                       [&](std::size_t i) {
-                         const float value = logits[i];
-                         const auto at = std::upper_bound(out.top.begin(), out.top.end(), value,
-                                                          [](float v, const wire::TokenLogprob& t) { return v > t.logprob; });
-                         if (out.top.size() == wanted) {
-                           out.top.insert(at, {.token = static_cast<TokenId>(i), .logprob = value});
-                           out.top.pop_back();
-                         } else {
-                           out.top.insert(at, {.token = static_cast<TokenId>(i), .logprob = value});
-                         }
-                       });
+  for_each_above<true>(
+      logits.data(), logits.size(),
+      [&] { return out.top.size() < wanted ? -std::numeric_limits<float>::infinity() : out.top.back().logprob; },
+      [&](std::size_t i) {
+        const float value = logits[i];
+        const auto at =
+            std::upper_bound(out.top.begin(), out.top.end(), value, [](float v, const wire::TokenLogprob& t) { return v > t.logprob; });
+        if (out.top.size() == wanted) {
+          out.top.insert(at, {.token = static_cast<TokenId>(i), .logprob = value});
+          out.top.pop_back();
+        } else {
+          out.top.insert(at, {.token = static_cast<TokenId>(i), .logprob = value});
+        }
+      });
   for (wire::TokenLogprob& t : out.top) t.logprob = logprob(t.token);
 }
 

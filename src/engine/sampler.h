@@ -2,12 +2,13 @@
 // From logits to a token. The result is a function of (logits, SamplingParams, ids, n_prompt, seed, choice, position) alone: no batch, no
 // worker, no state. The same arithmetic on every machine, too: no libm call and no fused multiply-add decides which token is drawn.
 //
-// In vLLM's order: logit_bias, then the mask of min_tokens; repetition, then frequency and presence penalty; greedy stops here, at the largest
-// logit, lowest index first; temperature; min_p; top_k (ties with the k-th stay); top_p (the smallest set of the most probable that reaches it, ties by
-// index); then one number from Philox, keyed by the seed, counted by (position, choice), through the inverse of the distribution function in index
-// order. Log-probabilities are of the raw logits.
+// In vLLM's order: logit_bias, then the mask of min_tokens; repetition, then frequency and presence penalty; greedy stops here, at the
+// largest logit, lowest index first; temperature; min_p; top_k (ties with the k-th stay); top_p (the smallest set of the most probable that
+// reaches it, ties by index); then one number from Philox, keyed by the seed, counted by (position, choice), through the inverse of the
+// distribution function in index order. Log-probabilities are of the raw logits.
 //
-// Bound: a greedy token reads the logits twice, 0.4 MB at a vocabulary of 49,152: some 10 us from L2. A drawn one adds an exponential a token.
+// Bound: a greedy token reads the logits twice, 0.4 MB at a vocabulary of 49,152: some 10 us from L2. A drawn one adds an exponential a
+// token.
 
 #include <cstdint>
 #include <span>
@@ -39,8 +40,8 @@ class Sampler {
   std::size_t nucleus(std::size_t count, bool dense, double top_p, double total);
 
   std::int32_t vocab_;
-  std::vector<float> adjusted_;  // logits after bias, mask and penalties
-  std::vector<float> weight_;    // exp((logit - largest) / temperature); 0: not a candidate
+  std::vector<float> adjusted_;      // logits after bias, mask and penalties
+  std::vector<float> weight_;        // exp((logit - largest) / temperature); 0: not a candidate
   std::vector<std::int32_t> index_;  // of the candidates, where they are not the whole vocabulary
   std::vector<float> scratch_;
   std::vector<std::int32_t> output_count_;  // by token; all zero between calls

@@ -27,7 +27,7 @@ std::vector<float> random_logits(Rng& rng, int vocab, double spread = 4) {
 
 // The definition, in double precision and with full sorts.
 struct Oracle {
-  std::vector<double> logits;      // after bias, mask, penalties
+  std::vector<double> logits;       // after bias, mask, penalties
   std::vector<double> probability;  // what is drawn from
 
   Oracle(const std::vector<float>& raw, const wire::SamplingParams& p, const std::vector<TokenId>& ids, int n_prompt) {
@@ -98,10 +98,11 @@ double philox_uniform(std::uint64_t seed, int choice, std::uint32_t position) {
   return static_cast<double>(((std::uint64_t{r[1]} << 32) | r[0]) >> 11) * 0x1.0p-53;
 }
 
-Sampled sample(Sampler& sampler, const std::vector<float>& logits, const wire::SamplingParams& p, const std::vector<TokenId>& ids, int n_prompt,
-               std::uint64_t seed = 0, int choice = 0) {
+Sampled sample(Sampler& sampler, const std::vector<float>& logits, const wire::SamplingParams& p, const std::vector<TokenId>& ids,
+               int n_prompt, std::uint64_t seed = 0, int choice = 0) {
   Sampled out;
-  sampler.sample(logits, SampleSpec{.params = &p, .seed = seed, .n_prompt = n_prompt, .first_choice = choice, .choices = 1}, ids, choice, out);
+  sampler.sample(logits, SampleSpec{.params = &p, .seed = seed, .n_prompt = n_prompt, .first_choice = choice, .choices = 1}, ids, choice,
+                 out);
   return out;
 }
 

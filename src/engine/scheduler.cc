@@ -35,7 +35,8 @@ Status Scheduler::validate(const wire::GenerateRequest& request, Purpose purpose
   if (request.n_prompt < 1 || emitted < 0) return refuse("n_prompt must be between 1 and the number of ids, " + std::to_string(length));
   if (request.n < 1) return refuse("n must be at least 1");
   if (request.n > options_.max_num_seqs) {
-    return refuse("n is " + std::to_string(request.n) + ", but at most " + std::to_string(options_.max_num_seqs) + " sequences run at once (--max-num-seqs)");
+    return refuse("n is " + std::to_string(request.n) + ", but at most " + std::to_string(options_.max_num_seqs) +
+                  " sequences run at once (--max-num-seqs)");
   }
   if (request.n > 1 && emitted > 0) return refuse("a continuation is of one choice, not of n = " + std::to_string(request.n));
   if (request.sampling.max_tokens < 1) return refuse("max_tokens must be at least 1");
@@ -43,8 +44,8 @@ Status Scheduler::validate(const wire::GenerateRequest& request, Purpose purpose
     return refuse("all of max_tokens (" + std::to_string(request.sampling.max_tokens) + ") have been generated already");
   }
   if (length >= options_.max_model_len) {
-    return refuse("This model's maximum context length is " + count(options_.max_model_len, "tokens, but the prompt has ") + count(length, "tokens") +
-                  ", which leaves no room for output. Shorten the prompt.");
+    return refuse("This model's maximum context length is " + count(options_.max_model_len, "tokens, but the prompt has ") +
+                  count(length, "tokens") + ", which leaves no room for output. Shorten the prompt.");
   }
   if (options_.vocab > 0) {
     for (const TokenId id : request.ids) {
@@ -109,8 +110,8 @@ Result<SeqId> Scheduler::add(wire::GenerateRequest request, Purpose purpose, Tim
 
 std::int32_t Scheduler::credit(const wire::GenerateRequest& request) const {
   const auto length = static_cast<std::int64_t>(request.ids.size());
-  const std::int64_t output = std::min({kCreditOutputTokens, request.n_prompt + std::int64_t{request.sampling.max_tokens} - length,
-                                        options_.max_model_len - length});
+  const std::int64_t output = std::min(
+      {kCreditOutputTokens, request.n_prompt + std::int64_t{request.sampling.max_tokens} - length, options_.max_model_len - length});
   return std::min(pool_.total(), blocks_for(length) + request.n * blocks_for(output));
 }
 
@@ -122,14 +123,15 @@ Status Scheduler::reserve(LeaseId lease, const wire::GenerateRequest& request) {
   }
   const int slots = slots_used() + promised_slots_;
   if (slots + request.n > options_.max_num_seqs) {
-    return {Code::kResourceExhausted, std::to_string(slots) + " of " + count(options_.max_num_seqs, "sequences run or are promised; wanted: ") +
+    return {Code::kResourceExhausted, std::to_string(slots) + " of " +
+                                          count(options_.max_num_seqs, "sequences run or are promised; wanted: ") +
                                           std::to_string(request.n)};
   }
   const std::int32_t wanted = credit(request);
   const std::int32_t left = spare() - static_cast<std::int32_t>(running_.size());  // each that runs may need one more soon
   if (wanted > left) {
-    return {Code::kResourceExhausted, "KV blocks free: " + std::to_string(std::max(left, 0)) + ", wanted: " + std::to_string(wanted) + ", of " +
-                                          std::to_string(pool_.total())};
+    return {Code::kResourceExhausted, "KV blocks free: " + std::to_string(std::max(left, 0)) + ", wanted: " + std::to_string(wanted) +
+                                          ", of " + std::to_string(pool_.total())};
   }
   leases_.emplace(lease, Lease{.blocks = wanted, .slots = request.n});
   promised_blocks_ += wanted;
@@ -330,8 +332,8 @@ Status Scheduler::check() const {
   for (const auto& group : graveyard_) count_group(*group);
   for (std::int32_t i = 0; i < pool_.total(); ++i) {
     if (pool_.references(BlockId(i)) != references[static_cast<std::size_t>(i)]) {
-      return {Code::kInternal, "block " + std::to_string(i) + " has " + std::to_string(pool_.references(BlockId(i))) + " references, of which " +
-                                   std::to_string(references[static_cast<std::size_t>(i)]) + " are sequences'"};
+      return {Code::kInternal, "block " + std::to_string(i) + " has " + std::to_string(pool_.references(BlockId(i))) +
+                                   " references, of which " + std::to_string(references[static_cast<std::size_t>(i)]) + " are sequences'"};
     }
   }
   std::int32_t blocks = 0;
@@ -341,7 +343,8 @@ Status Scheduler::check() const {
     slots += lease.slots;
   }
   for (const Sequence* s : waiting_) preempted += s->preempted ? 1 : 0;
-  if (blocks != promised_blocks_ || slots != promised_slots_ || preempted != preempted_waiting_) return {Code::kInternal, "promises do not add up"};
+  if (blocks != promised_blocks_ || slots != promised_slots_ || preempted != preempted_waiting_)
+    return {Code::kInternal, "promises do not add up"};
   if (promised_blocks_ > pool_.available()) return {Code::kInternal, "more blocks are promised than there are"};
   if (!step_running_ && !graveyard_.empty()) return {Code::kInternal, "the dead outlived their step"};
   if (idle() && !step_running_ && pool_.held() != 0) return {Code::kInternal, "idle, but blocks are held"};

@@ -5,13 +5,14 @@
 //   plans out:    schedule() -> StepPlan, one at a time;  results in: on_result()
 //   events out:   outputs(), which the shell delivers and clears
 //
-// A sequence needs its tokens [computed, ids.size()) computed; where the last of them is, the next one is sampled. Decoding, a prompt, a prompt
-// behind a prefix hit, a continuation and a recomputation after preemption differ in those two numbers only.
+// A sequence needs its tokens [computed, ids.size()) computed; where the last of them is, the next one is sampled. Decoding, a prompt, a
+// prompt behind a prefix hit, a continuation and a recomputation after preemption differ in those two numbers only.
 //
-// Blocks. A sequence takes those of all its ids at admission, and one more on demand as it grows; where there is none, the latest arrived running
-// sequence is preempted: it gives back everything, and computes its ids again later. Never preempted is what someone else reads or writes: a
-// hand-off source from its admission (it never grows) until release(), a target from grant() to start_decode(). Credit of reserve() is never
-// lent out, so grant() cannot fail for want of blocks. Hence no deadlock: the earliest sequence can always run, once others' hand-offs end.
+// Blocks. A sequence takes those of all its ids at admission, and one more on demand as it grows; where there is none, the latest arrived
+// running sequence is preempted: it gives back everything, and computes its ids again later. Never preempted is what someone else reads or
+// writes: a hand-off source from its admission (it never grows) until release(), a target from grant() to start_decode(). Credit of
+// reserve() is never lent out, so grant() cannot fail for want of blocks. Hence no deadlock: the earliest sequence can always run, once
+// others' hand-offs end.
 
 #include <cstdint>
 #include <map>

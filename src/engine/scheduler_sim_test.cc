@@ -24,7 +24,7 @@ struct Tracked {
   wire::GenerateRequest request;
   std::map<int, std::vector<TokenId>> tokens;  // by choice
   std::map<int, wire::FinishEvent> finished;
-  std::vector<int> cut;                        // choices ended by finish_choice
+  std::vector<int> cut;  // choices ended by finish_choice
   int done = 0;
   Status status;
   bool cancelled = false;
@@ -42,7 +42,8 @@ struct HandOff {
 
 class Sim {
  public:
-  Sim(std::uint64_t seed, bool small) : rng_(seed), options_p_(make_options(small, 4)), options_d_(make_options(small, 3)), p_(options_p_), d_(options_d_) {}
+  Sim(std::uint64_t seed, bool small)
+      : rng_(seed), options_p_(make_options(small, 4)), options_d_(make_options(small, 3)), p_(options_p_), d_(options_d_) {}
 
   void run(int steps) {
     for (int i = 0; i < steps && !testing::Test::HasFatalFailure(); ++i) {
@@ -112,7 +113,9 @@ class Sim {
         }
         break;
       }
-      case 1: start_hand_off(); break;
+      case 1:
+        start_hand_off();
+        break;
       case 2: {  // cancel something
         if (rng_.below(4) != 0) break;
         if (!local_.empty() && rng_.below(2) == 0) {
@@ -138,8 +141,12 @@ class Sim {
         d_.scheduler.finish_choice(id, choice);
         break;
       }
-      case 4: advance_hand_offs(); break;
-      default: step(rng_.below(2) == 0 ? p_ : d_); break;
+      case 4:
+        advance_hand_offs();
+        break;
+      default:
+        step(rng_.below(2) == 0 ? p_ : d_);
+        break;
     }
     now_ += Duration(rng_.below(300));
     p_.scheduler.expire(now_);
@@ -324,7 +331,8 @@ class Sim {
       collect();
       verify();
     }
-    ASSERT_TRUE(local_.empty() && hand_offs_.empty()) << "stuck with " << local_.size() << " requests and " << hand_offs_.size() << " hand-offs";
+    ASSERT_TRUE(local_.empty() && hand_offs_.empty())
+        << "stuck with " << local_.size() << " requests and " << hand_offs_.size() << " hand-offs";
     for (Node* node : {&p_, &d_}) {
       while (node->in_flight) step(*node);
       const EngineStatus s = node->scheduler.status();

@@ -23,8 +23,8 @@ struct Scheduler::Sequence {
   std::vector<TokenId> ids;
   std::int32_t computed = 0;
   std::vector<BlockId> blocks;
-  std::vector<wire::BlockHash> chain;     // of ids' full blocks, as far as needed so far
-  std::size_t published = 0;              // blocks offered to the prefix index
+  std::vector<wire::BlockHash> chain;       // of ids' full blocks, as far as needed so far
+  std::size_t published = 0;                // blocks offered to the prefix index
   std::optional<StepPlan::BlockCopy> copy;  // to be done before its next row; holds a reference to `from`
 
   std::int32_t length() const { return static_cast<std::int32_t>(ids.size()); }
@@ -37,8 +37,8 @@ struct Scheduler::Group {
   wire::GenerateRequest request;  // without its ids, which the sequences have
   TimePoint deadline = kNever;
   bool started = false;
-  bool forked = false;               // each choice has its sequence
-  int live = 0;                      // choices that have not ended
+  bool forked = false;  // each choice has its sequence
+  int live = 0;         // choices that have not ended
   std::vector<std::unique_ptr<Sequence>> sequences;
   std::vector<std::optional<wire::TokenEvent>> prompt_logprobs;  // by position, until they are sent
   bool wants_prompt_logprobs = false;

@@ -72,7 +72,8 @@ std::int32_t Scheduler::prefill_budget(int decode_rows) const {
   if (step == 0) return std::numeric_limits<std::int32_t>::max();
   if (prefill_token_ns_ == 0) return kFirstChunk;
   const std::int64_t left = std::max(step - (decode_rows > 0 ? decode_step_ns_ : 0), step / 4);
-  return static_cast<std::int32_t>(std::clamp<std::int64_t>(left / prefill_token_ns_, kLeastChunk, std::numeric_limits<std::int32_t>::max()));
+  return static_cast<std::int32_t>(
+      std::clamp<std::int64_t>(left / prefill_token_ns_, kLeastChunk, std::numeric_limits<std::int32_t>::max()));
 }
 
 void Scheduler::plan_prefill(Sequence& s) {
@@ -136,8 +137,8 @@ bool Scheduler::grow(Sequence& s) {
       BATON_CHECK(pool_.allocate(1, s.blocks));
       continue;
     }
-    const auto victim = std::find_if(running_.rbegin(), running_.rend(),
-                                     [](const Sequence* r) { return r->group->purpose != Purpose::kHandoffSource; });
+    const auto victim =
+        std::find_if(running_.rbegin(), running_.rend(), [](const Sequence* r) { return r->group->purpose != Purpose::kHandoffSource; });
     Sequence& v = **victim;
     preempt(v);
     if (&v == &s) return false;

@@ -359,7 +359,11 @@ TEST_F(SchedulerTest, ATargetPublishesOnlyOnceItDecodes) {
 
   // What a transfer would have written.
   FakeDevice source(8, 8);
-  Scheduler p([] { EngineOptions o = small_options(); o.kv_blocks = 8; return o; }());
+  Scheduler p([] {
+    EngineOptions o = small_options();
+    o.kv_blocks = 8;
+    return o;
+  }());
   const SeqId at_p = *p.add(r, Purpose::kHandoffSource, TimePoint{});
   source.run(*p.schedule(), result_);
   p.on_result(result_);

@@ -1,5 +1,6 @@
 #pragma once
-// What the scheduler asks of a device, and what comes back. The executor owns its thread; the simulation has its own with a modelled device.
+// What the scheduler asks of a device, and what comes back. The executor owns its thread; the simulation has its own with a modelled
+// device.
 
 #include <cstdint>
 #include <functional>
@@ -26,12 +27,12 @@ struct SampleSpec {
 // One sequence's part of a step. Pointers stay valid until the step's result has been delivered.
 struct StepRow {
   SeqId seq;
-  std::int32_t begin = 0, end = 0;                   // token positions computed in this step
-  const std::vector<TokenId>* ids = nullptr;         // prompt and output so far; ids->size() >= end
-  const std::vector<BlockId>* blocks = nullptr;      // its block table
-  std::optional<SampleSpec> sample;                  // set where `end` is the sequence's end
-  std::int32_t prompt_logprobs = -1;                 // k >= 0: of each token after `begin` up to min(end, ids' last), and of the k most likely
-  bool report_layers = false;                        // hand-off source
+  std::int32_t begin = 0, end = 0;               // token positions computed in this step
+  const std::vector<TokenId>* ids = nullptr;     // prompt and output so far; ids->size() >= end
+  const std::vector<BlockId>* blocks = nullptr;  // its block table
+  std::optional<SampleSpec> sample;              // set where `end` is the sequence's end
+  std::int32_t prompt_logprobs = -1;             // k >= 0: of each token after `begin` up to min(end, ids' last), and of the k most likely
+  bool report_layers = false;                    // hand-off source
 };
 
 struct StepPlan {

@@ -18,9 +18,10 @@ struct EngineOptions {
   std::int32_t max_chunk = 0;                          // of one sequence's prompt in one step; 0: no limit of its own
   Duration max_step = std::chrono::milliseconds(100);  // time budget of a step, from measured speed; 0: none
   std::int32_t max_waiting = 4096;                     // beyond: kResourceExhausted
-  std::int32_t max_logit_rows = 0;  // rows of logits that the executor can give in one step; 0: max_num_seqs. Bounds chunks with prompt_logprobs
-  std::int32_t kv_blocks = 0, block_tokens = 0;        // of the pool that the executor computes on
-  std::int32_t vocab = 0;                              // ids outside are refused; 0: not checked
+  std::int32_t max_logit_rows =
+      0;  // rows of logits that the executor can give in one step; 0: max_num_seqs. Bounds chunks with prompt_logprobs
+  std::int32_t kv_blocks = 0, block_tokens = 0;  // of the pool that the executor computes on
+  std::int32_t vocab = 0;                        // ids outside are refused; 0: not checked
   bool prefix_cache = true;
 };
 

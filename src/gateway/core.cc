@@ -153,7 +153,8 @@ void Core::close(Request& request, TimePoint now, const Status& status) {
 void Core::finish_if_complete(Request& request, TimePoint now) {
   if (request.closed || !request.all_finished()) return;
   if (!request.linger_until) {
-    request.linger_until = request.wants_prompt_logprobs() ? std::min(request.deadline, now + options_.token_timeout) : now + options_.linger;
+    request.linger_until =
+        request.wants_prompt_logprobs() ? std::min(request.deadline, now + options_.token_timeout) : now + options_.linger;
     wake_at(request, *request.linger_until);
     for (Run& run : request.runs) run.deadline = kNever;
   }
@@ -186,7 +187,8 @@ void Core::enqueue(Request& request, std::size_t run_index, TimePoint now) {
   }
 }
 
-// Starts runs from the head until one finds no room. Nobody overtakes it: what was short of room for it would be taken by smaller ones for ever.
+// Starts runs from the head until one finds no room. Nobody overtakes it: what was short of room for it would be taken by smaller ones for
+// ever.
 void Core::dispatch_queue(TimePoint now) {
   if (dispatching_) return;
   dispatching_ = true;

@@ -200,7 +200,7 @@ class Core {
   std::set<QueueKey> queue_;
   bool room_changed_ = false;  // a leg ended, or a worker reported: the queue's head may fit now
   bool dispatching_ = false;
-  std::vector<RequestKey> closed_;                    // to be erased when the event that closed them is over
+  std::vector<RequestKey> closed_;  // to be erased when the event that closed them is over
   std::vector<Action> actions_;
 };
 

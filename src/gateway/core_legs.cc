@@ -102,7 +102,8 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   const auto placed = placement_.decode(need, run.tried, options_.fallback);
   if (!placed.ok()) {
     const Status status = run.refusal.value_or(placed.status());
-    if (placed.status().code() == Code::kResourceExhausted || status.code() == Code::kResourceExhausted) return enqueue(request, run_index, now);
+    if (placed.status().code() == Code::kResourceExhausted || status.code() == Code::kResourceExhausted)
+      return enqueue(request, run_index, now);
     return finish(request, now, status);
   }
 

@@ -78,7 +78,8 @@ bool Placement::has_room(WorkerId id, const Need& need) const {
   return w.sequences == 0 || w.status.max_num_seqs <= 0 || w.sequences + need.choices <= w.status.max_num_seqs;
 }
 
-Result<DecodePlacement> Placement::among(std::vector<WorkerId> candidates, const Need& need, const Tried& tried, bool local, bool fallback) const {
+Result<DecodePlacement> Placement::among(std::vector<WorkerId> candidates, const Need& need, const Tried& tried, bool local,
+                                         bool fallback) const {
   std::erase_if(candidates, [&](WorkerId id) { return !has_room(id, need); });
   if (candidates.empty()) return Status(Code::kResourceExhausted, "every worker runs as many sequences as it may");
   return DecodePlacement{best_decode(candidates, need, tried), local, fallback};

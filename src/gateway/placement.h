@@ -44,7 +44,8 @@ class Placement {
  public:
   explicit Placement(const Registry& registry) : registry_(registry) {}
 
-  // kUnavailable if no worker can take it, with what is wrong with each; kResourceExhausted if those that could have no room for its sequences now.
+  // kUnavailable if no worker can take it, with what is wrong with each; kResourceExhausted if those that could have no room for its
+  // sequences now.
   Result<DecodePlacement> decode(const Need& need, const Tried& tried, Fallback fallback) const;
   // The prefill worker with the earliest expected end.
   Result<WorkerId> prefill(const Need& need, const Tried& tried) const;

@@ -132,20 +132,23 @@ Status BlockPool::check() const {
     before = block;
     ++cached;
   }
-  if (before != newest_ || cached != cached_) return bad("the LRU list has " + std::to_string(cached) + " blocks, not " + std::to_string(cached_));
+  if (before != newest_ || cached != cached_)
+    return bad("the LRU list has " + std::to_string(cached) + " blocks, not " + std::to_string(cached_));
   std::int32_t held = 0, published = 0;
   for (std::int32_t i = 0; i < total(); ++i) {
     const Block& b = blocks_[static_cast<std::size_t>(i)];
     if (b.references < 0) return bad("block " + std::to_string(i) + " has negative references");
     if (b.references > 0) ++held;
-    if ((b.references > 0) == (seen[static_cast<std::size_t>(i)] != 0)) return bad("block " + std::to_string(i) + " is lost or in two states");
+    if ((b.references > 0) == (seen[static_cast<std::size_t>(i)] != 0))
+      return bad("block " + std::to_string(i) + " is lost or in two states");
     if (b.published) {
       ++published;
       if (index_.find(b.hash) != i) return bad("published block " + std::to_string(i) + " is not what its hash finds");
     }
   }
   if (held != held_) return bad("counts " + std::to_string(held_) + " held blocks, has " + std::to_string(held));
-  if (published != index_.size()) return bad("the index has " + std::to_string(index_.size()) + " entries for " + std::to_string(published));
+  if (published != index_.size())
+    return bad("the index has " + std::to_string(index_.size()) + " entries for " + std::to_string(published));
   if (free() + cached_ + held_ != total()) return bad("free + cached + held is not the total");
   return {};
 }

@@ -12,7 +12,9 @@
 namespace baton::kv {
 namespace {
 
-wire::BlockHash hash(std::uint64_t n) { return wire::prefix_extend(wire::prefix_root("test"), std::vector<TokenId>{static_cast<TokenId>(n)}); }
+wire::BlockHash hash(std::uint64_t n) {
+  return wire::prefix_extend(wire::prefix_root("test"), std::vector<TokenId>{static_cast<TokenId>(n)});
+}
 
 TEST(BlockPool, AllocatesAllOrNothing) {
   BlockPool pool(4);
@@ -100,9 +102,9 @@ struct Model {
     for (int i = 0; i < total; ++i) free.insert(i);
   }
   std::set<int> free;
-  std::map<int, int> references;          // held
-  std::list<int> lru;                     // cached, oldest first
-  std::map<int, std::uint64_t> name;      // published
+  std::map<int, int> references;      // held
+  std::list<int> lru;                 // cached, oldest first
+  std::map<int, std::uint64_t> name;  // published
   std::optional<int> find(std::uint64_t n) const {
     for (const auto& [block, other] : name) {
       if (other == n) return block;

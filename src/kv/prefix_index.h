@@ -1,5 +1,6 @@
 #pragma once
-// Block hash -> block, of a fixed capacity: open addressing with linear probing, at most half full, so that neither insertion nor removal allocates.
+// Block hash -> block, of a fixed capacity: open addressing with linear probing, at most half full, so that neither insertion nor removal
+// allocates.
 
 #include <cstdint>
 #include <vector>

@@ -1,6 +1,6 @@
 #pragma once
-// The Generator interface: ids in, tokens out. api talks to any Generator; the gateway implements it over workers, an engine implements it directly.
-// A GenerateRequest is complete: whoever holds it, with the ids emitted so far appended, continues exactly where another stopped.
+// The Generator interface: ids in, tokens out. api talks to any Generator; the gateway implements it over workers, an engine implements it
+// directly. A GenerateRequest is complete: whoever holds it, with the ids emitted so far appended, continues exactly where another stopped.
 
 #include <cstdint>
 #include <memory>
@@ -18,7 +18,7 @@ namespace baton::wire {
 struct SamplingParams {
   float temperature = 1.0f;  // 0: greedy
   float top_p = 1.0f;
-  int top_k = 0;             // 0: all
+  int top_k = 0;  // 0: all
   float min_p = 0.0f;
   float repetition_penalty = 1.0f;  // over prompt and output
   float presence_penalty = 0.0f;    // over output
@@ -28,7 +28,7 @@ struct SamplingParams {
   std::vector<TokenId> eos_ids;         // the model's; not used with ignore_eos
   bool ignore_eos = false;
   int max_tokens = 16;
-  int min_tokens = 0;  // stop ids and EOS are masked before
+  int min_tokens = 0;        // stop ids and EOS are masked before
   int logprobs = -1;         // -1: none; k: of the token and of the k most likely
   int prompt_logprobs = -1;  // the same for the prompt's tokens
 };
@@ -38,12 +38,12 @@ struct GenerateRequest {
   std::vector<TokenId> ids;   // prompt, then what was already emitted
   std::int32_t n_prompt = 0;  // how many of `ids` are the prompt
   SamplingParams sampling;
-  std::uint64_t seed = 0;     // drawn by api when the client gave none
-  int first_choice = 0;       // index of the first of `n` choices (a continuation of choice 3 has first_choice 3, n 1)
+  std::uint64_t seed = 0;  // drawn by api when the client gave none
+  int first_choice = 0;    // index of the first of `n` choices (a continuation of choice 3 has first_choice 3, n 1)
   int n = 1;
   Duration timeout = std::chrono::hours(1);  // what is left of the request's deadline when it is sent
-  std::string cache_salt;     // separates prefix caches of tenants
-  int priority = 0;           // lower first
+  std::string cache_salt;                    // separates prefix caches of tenants
+  int priority = 0;                          // lower first
 };
 
 struct TokenLogprob {
@@ -72,8 +72,8 @@ struct Served {
   bool disaggregated = false;
   int attempts = 1;
   std::int32_t prompt_tokens = 0, cached_tokens = 0;  // cached: found in the computing worker's prefix cache
-  std::int64_t kv_bytes = 0;                           // handed over
-  std::int64_t kv_bytes_early = 0;                     // of those, before the prompt's last layer was computed
+  std::int64_t kv_bytes = 0;                          // handed over
+  std::int64_t kv_bytes_early = 0;                    // of those, before the prompt's last layer was computed
   double reserved_ms = -1, prefill_start_ms = -1, prefill_end_ms = -1, committed_ms = -1, first_token_ms = -1;
 };
 
@@ -85,8 +85,8 @@ class GenerateSink {
   // One entry a prompt token; the first has no log-probability.
   virtual void on_prompt_logprobs(std::vector<std::optional<TokenEvent>> entries) = 0;
   virtual void on_token(TokenEvent event) = 0;
-  virtual void on_finish(FinishEvent event) = 0;   // one per choice
-  virtual void on_done(Status status) = 0;         // ok: every choice has finished
+  virtual void on_finish(FinishEvent event) = 0;  // one per choice
+  virtual void on_done(Status status) = 0;        // ok: every choice has finished
 };
 
 // Cancels when destroyed; no event after that.

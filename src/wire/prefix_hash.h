@@ -1,6 +1,6 @@
 #pragma once
-// The identity of cached KV: a chain of hashes over full blocks of token ids. Block i's hash covers all tokens up to its end, so equal hashes mean
-// equal prefixes. Gateway and workers compute it alike.
+// The identity of cached KV: a chain of hashes over full blocks of token ids. Block i's hash covers all tokens up to its end, so equal
+// hashes mean equal prefixes. Gateway and workers compute it alike.
 
 #include <compare>
 #include <cstdint>

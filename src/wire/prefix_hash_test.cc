@@ -13,7 +13,8 @@ std::vector<TokenId> counting(int from, int count) {
   return ids;
 }
 
-// Made with PyPI's xxhash: xxh3_128(pack('<QQ', low, high) + pack('<32i', *ids)), from xxh3_128(salt) on, over ids 100..231 in blocks of 32.
+// Made with PyPI's xxhash: xxh3_128(pack('<QQ', low, high) + pack('<32i', *ids)), from xxh3_128(salt) on, over ids 100..231 in blocks
+// of 32.
 TEST(PrefixHash, KnownAnswers) {
   const std::vector<TokenId> ids = counting(100, 132);
   EXPECT_EQ(prefix_root(""), (BlockHash{0x99aa06d3014798d8, 0x6001c324468d497f}));

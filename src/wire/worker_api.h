@@ -34,8 +34,8 @@ struct PrefillLeg {
   GenerateRequest request;
   Attempt attempt{1};
   LeaseId lease;
-  std::string decode_worker;       // name, for logs
-  std::string link_host;           // where D accepts hand-off links
+  std::string decode_worker;  // name, for logs
+  std::string link_host;      // where D accepts hand-off links
   int link_port = 0;
   Incarnation decode_incarnation;  // D as the gateway knew it when it got the lease
 };
@@ -47,7 +47,7 @@ struct Reserved {
 struct Started {};  // the prompt has entered a batch
 struct Committed {
   Attempt attempt;
-  std::vector<TokenEvent> first;     // one a choice
+  std::vector<TokenEvent> first;  // one a choice
 };
 struct Nacked {
   Status status;  // D refused or could not verify; nothing of this attempt will be used

@@ -8,7 +8,8 @@ namespace baton::app {
 
 int run_bench(Args args) {
   constexpr const char* kUsage =
-      "usage: baton bench serve|engine [flags]\n\n  serve    a running server, as its clients see it\n  engine   this machine: prompt and generation speed of a model, beside what the machine allows\n";
+      "usage: baton bench serve|engine [flags]\n\n  serve    a running server, as its clients see it\n  engine   this machine: prompt and "
+      "generation speed of a model, beside what the machine allows\n";
   if (!args.empty()) {
     const std::string what = args.front();
     args.erase(args.begin());

@@ -25,13 +25,15 @@ struct BenchEngineFlags {
   bool json = false;
 };
 
-// Runs plans one after another and takes the time of each, with the engine's own executor: what is measured is a step as serving runs it, sampling included.
+// Runs plans one after another and takes the time of each, with the engine's own executor: what is measured is a step as serving runs it,
+// sampling included.
 class Stepper {
  public:
   Stepper(net::EventLoop& loop, engine::DeviceExecutor& executor) : loop_(loop), executor_(executor) {
     executor_.start({[this](engine::StepResult& result) {
                        status_ = result.status;
-                       for (std::size_t i = 0; i < last_.size(); ++i) last_[i] = result.rows[i].sampled.empty() ? 0 : result.rows[i].sampled[0].token;
+                       for (std::size_t i = 0; i < last_.size(); ++i)
+                         last_[i] = result.rows[i].sampled.empty() ? 0 : result.rows[i].sampled[0].token;
                        loop_.stop();
                      },
                      [](std::uint64_t, int) {}});
@@ -53,7 +55,8 @@ class Stepper {
     std::vector<Sequence> out(static_cast<std::size_t>(count));
     std::int32_t next = 0;
     for (Sequence& s : out) {
-      for (int i = 0; i < length; ++i) s.ids.push_back(static_cast<TokenId>(rng.below(static_cast<std::uint64_t>(executor_.model().decoder->config().vocab))));
+      for (int i = 0; i < length; ++i)
+        s.ids.push_back(static_cast<TokenId>(rng.below(static_cast<std::uint64_t>(executor_.model().decoder->config().vocab))));
       for (int b = 0; b < blocks; ++b) s.blocks.push_back(BlockId(next++ % kv.blocks));
     }
     return out;
@@ -103,7 +106,11 @@ double median(std::vector<double> values) {
 class BenchEngine {
  public:
   BenchEngine(const BenchEngineFlags& flags, net::EventLoop& loop, EngineSetup& setup)
-      : flags_(flags), setup_(setup), stepper_(loop, *setup.executor), chunk_(setup.options.max_num_batched_tokens), limits_(setup.loaded->device->measure_limits()) {}
+      : flags_(flags),
+        setup_(setup),
+        stepper_(loop, *setup.executor),
+        chunk_(setup.options.max_num_batched_tokens),
+        limits_(setup.loaded->device->measure_limits()) {}
 
   Status run() {
     const model::ModelConfig& c = setup_.files->config();
@@ -115,9 +122,17 @@ class BenchEngine {
     for (const int tokens : flags_.prompt) BATON_RETURN_IF_ERROR(prompt(tokens));
     for (const int batch : flags_.batch) BATON_RETURN_IF_ERROR(generation(batch));
     if (flags_.json) {
-      const Json out{{"model", flags_.engine.model}, {"device", setup_.loaded->device->info().name}, {"isa", setup_.loaded->device->info().isa}, {"threads", threads()},
-                     {"compute", std::string(to_string(setup_.compute))}, {"load_seconds", setup_.load_seconds},
-                     {"limits", {{"read_bytes_per_s", limits_.read_bytes_per_s}, {"f32_flops", limits_.f32_flops}, {"bf16_flops", limits_.bf16_flops}, {"int8_ops", limits_.int8_ops}}},
+      const Json out{{"model", flags_.engine.model},
+                     {"device", setup_.loaded->device->info().name},
+                     {"isa", setup_.loaded->device->info().isa},
+                     {"threads", threads()},
+                     {"compute", std::string(to_string(setup_.compute))},
+                     {"load_seconds", setup_.load_seconds},
+                     {"limits",
+                      {{"read_bytes_per_s", limits_.read_bytes_per_s},
+                       {"f32_flops", limits_.f32_flops},
+                       {"bf16_flops", limits_.bf16_flops},
+                       {"int8_ops", limits_.int8_ops}}},
                      {"results", results_}};
       fmt::print("{}\n", out.dump(2));
     }
@@ -128,23 +143,35 @@ class BenchEngine {
   int threads() const { return setup_.loaded->device->info().asynchronous ? 0 : std::max<int>(1, flags_.engine.threads); }
 
   void header() const {
-    fmt::print("{}: {}, {} of weights a step, compute {}, {} thread(s), {}\n", flags_.engine.model, to_string(setup_.files->dominant_format()), format_bytes(weight_bytes_), to_string(setup_.compute),
-               threads(), setup_.loaded->device->info().isa);
-    fmt::print("limits of these cores: read {:.1f} GB/s; multiply f32 {:.0f}, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s\n\n", limits_.read_bytes_per_s / 1e9, limits_.f32_flops / 1e9, limits_.bf16_flops / 1e9,
-               limits_.int8_ops / 1e9);
-    fmt::print("{:<22} {:>10} {:>10} {:>12} {:>22} {:>22}\n", "", "tokens/s", "ms/step", "spread", "of arithmetic peak", "of read bandwidth");
+    fmt::print("{}: {}, {} of weights a step, compute {}, {} thread(s), {}\n", flags_.engine.model,
+               to_string(setup_.files->dominant_format()), format_bytes(weight_bytes_), to_string(setup_.compute), threads(),
+               setup_.loaded->device->info().isa);
+    fmt::print("limits of these cores: read {:.1f} GB/s; multiply f32 {:.0f}, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s\n\n",
+               limits_.read_bytes_per_s / 1e9, limits_.f32_flops / 1e9, limits_.bf16_flops / 1e9, limits_.int8_ops / 1e9);
+    fmt::print("{:<22} {:>10} {:>10} {:>12} {:>22} {:>22}\n", "", "tokens/s", "ms/step", "spread", "of arithmetic peak",
+               "of read bandwidth");
   }
 
   void row(const std::string& name, const std::vector<double>& seconds, double tokens, double flops, double bytes) {
     const double s = median(seconds);
     const double spread = (*std::max_element(seconds.begin(), seconds.end()) - *std::min_element(seconds.begin(), seconds.end())) / s;
     const double rate = flops / s, bandwidth = bytes / s;
-    const double peak = setup_.compute == device::ComputeType::kInt8 ? limits_.int8_ops : setup_.compute == device::ComputeType::kBF16 ? limits_.bf16_flops : limits_.f32_flops;
-    results_.push_back({{"name", name}, {"tokens_per_s", tokens / s}, {"seconds_per_step", s}, {"spread", spread}, {"flops", rate}, {"of_compute_peak", rate / peak},
-                        {"of_bf16_peak", limits_.bf16_flops > 0 ? Json(rate / limits_.bf16_flops) : Json()}, {"bytes_per_s", bandwidth}, {"of_read_bandwidth", bandwidth / limits_.read_bytes_per_s}});
+    const double peak = setup_.compute == device::ComputeType::kInt8   ? limits_.int8_ops
+                        : setup_.compute == device::ComputeType::kBF16 ? limits_.bf16_flops
+                                                                       : limits_.f32_flops;
+    results_.push_back({{"name", name},
+                        {"tokens_per_s", tokens / s},
+                        {"seconds_per_step", s},
+                        {"spread", spread},
+                        {"flops", rate},
+                        {"of_compute_peak", rate / peak},
+                        {"of_bf16_peak", limits_.bf16_flops > 0 ? Json(rate / limits_.bf16_flops) : Json()},
+                        {"bytes_per_s", bandwidth},
+                        {"of_read_bandwidth", bandwidth / limits_.read_bytes_per_s}});
     if (flags_.json) return;
     fmt::print("{:<22} {:>10.1f} {:>10.2f} {:>11.1f}% {:>22} {:>22}\n", name, tokens / s, s * 1e3, spread * 100,
-               fmt::format("{:.0f} G/s {:.0f}% (bf16 {:.0f}%)", rate / 1e9, 100 * rate / peak, limits_.bf16_flops > 0 ? 100 * rate / limits_.bf16_flops : 0.0),
+               fmt::format("{:.0f} G/s {:.0f}% (bf16 {:.0f}%)", rate / 1e9, 100 * rate / peak,
+                           limits_.bf16_flops > 0 ? 100 * rate / limits_.bf16_flops : 0.0),
                fmt::format("{:.1f} GB/s {:.0f}%", bandwidth / 1e9, 100 * bandwidth / limits_.read_bytes_per_s));
     std::fflush(stdout);
   }
@@ -185,7 +212,8 @@ class BenchEngine {
       }
       if (r > 0) times.push_back(sum / flags_.generate);
     }
-    row(fmt::format("generate, batch {}", batch), times, batch, (linear_flops_ + head_flops_) * batch, weight_bytes_ + kv_per_token_ * context * batch);
+    row(fmt::format("generate, batch {}", batch), times, batch, (linear_flops_ + head_flops_) * batch,
+        weight_bytes_ + kv_per_token_ * context * batch);
     return {};
   }
 
@@ -205,7 +233,8 @@ Status run(BenchEngineFlags& flags) {
     BATON_ASSIGN_OR_RETURN(const std::vector<int> cores, parse_cores(flags.engine.cores));
     flags.engine.threads = static_cast<int>(cores.size());
   }
-  const int longest = std::max(*std::max_element(flags.prompt.begin(), flags.prompt.end()), flags.context + flags.generate * (flags.repeats + 1)) + 1;
+  const int longest =
+      std::max(*std::max_element(flags.prompt.begin(), flags.prompt.end()), flags.context + flags.generate * (flags.repeats + 1)) + 1;
   const int most = *std::max_element(flags.batch.begin(), flags.batch.end());
   flags.engine.max_num_seqs = std::max(most, 1);
   if (flags.engine.max_model_len.empty()) flags.engine.max_model_len = std::to_string(longest);
@@ -218,14 +247,20 @@ Status run(BenchEngineFlags& flags) {
 int run_bench_engine(Args args) {
   BenchEngineFlags flags;
   flags.engine.log_level = "warn";
-  CLI::App app("Measures prompt and generation speed of MODEL with the engine's own steps, beside the limits of the same cores, measured in the same run.\n"
-               "Arithmetic counts the linear layers; bytes count the weights (and, in generation, the KV cache) that a step reads. Median of the repeats.", "baton bench engine");
+  CLI::App app(
+      "Measures prompt and generation speed of MODEL with the engine's own steps, beside the limits of the same cores, measured in the "
+      "same run.\n"
+      "Arithmetic counts the linear layers; bytes count the weights (and, in generation, the KV cache) that a step reads. Median of the "
+      "repeats.",
+      "baton bench engine");
   app.set_help_flag("-h,--help", "this text");
   app.add_option("model,--model", flags.engine.model, "the model")->required();
   app.add_option("-p,--prompt", flags.prompt, "prompt lengths")->delimiter(',')->check(CLI::Range(1, 1 << 20))->capture_default_str();
   app.add_option("-b,--batch", flags.batch, "batch sizes of generation")->delimiter(',')->check(CLI::Range(1, 4096))->capture_default_str();
   app.add_option("-n,--generate", flags.generate, "tokens to generate in each repeat")->check(CLI::Range(1, 100000))->capture_default_str();
-  app.add_option("--context", flags.context, "context before the first generated token")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  app.add_option("--context", flags.context, "context before the first generated token")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   app.add_option("-r,--repeats", flags.repeats, "repeats after one warm-up")->check(CLI::Range(1, 1000))->capture_default_str();
   app.add_flag("--json", flags.json, "as JSON");
   flags.engine.add_to(app);

@@ -27,7 +27,8 @@ struct BenchServeFlags {
   DatasetFlags dataset;
   LoadOptions load;
   ReportOptions report;
-  std::string backend = "openai", tokenizer, rate = "inf", burstiness = "1.0", percentile_metrics = "ttft,tpot,itl", metric_percentiles = "99", extra_body;
+  std::string backend = "openai", tokenizer, rate = "inf", burstiness = "1.0", percentile_metrics = "ttft,tpot,itl",
+              metric_percentiles = "99", extra_body;
   std::vector<std::string> goodput, metadata;
   std::optional<double> temperature;
   std::string result_dir, result_filename, label;
@@ -49,7 +50,8 @@ Result<double> parse_rate(const std::string& flag, const std::string& text) {
   if (text == "inf") return std::numeric_limits<double>::infinity();
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
-  if (end == text.c_str() || *end || !(value > 0)) return Status(Code::kInvalidArgument, fmt::format("{} {}: expected a positive number or inf", flag, text));
+  if (end == text.c_str() || *end || !(value > 0))
+    return Status(Code::kInvalidArgument, fmt::format("{} {}: expected a positive number or inf", flag, text));
   return value;
 }
 
@@ -61,11 +63,13 @@ Status interpret(BenchServeFlags& f) {
   f.load.seed = f.dataset.seed;
   f.report.metrics = split_commas(f.percentile_metrics);
   for (const std::string& m : f.report.metrics)
-    if (m != "ttft" && m != "tpot" && m != "itl" && m != "e2el") return Status(Code::kInvalidArgument, fmt::format("--percentile-metrics: `{}` is not one of ttft, tpot, itl, e2el", m));
+    if (m != "ttft" && m != "tpot" && m != "itl" && m != "e2el")
+      return Status(Code::kInvalidArgument, fmt::format("--percentile-metrics: `{}` is not one of ttft, tpot, itl, e2el", m));
   f.report.percentiles.clear();
   for (const std::string& p : split_commas(f.metric_percentiles)) {
     const double value = std::atof(p.c_str());
-    if (!(value > 0 && value <= 100)) return Status(Code::kInvalidArgument, fmt::format("--metric-percentiles: `{}` is not in (0, 100]", p));
+    if (!(value > 0 && value <= 100))
+      return Status(Code::kInvalidArgument, fmt::format("--metric-percentiles: `{}` is not in (0, 100]", p));
     f.report.percentiles.push_back(value);
   }
   for (const std::string& g : f.goodput) {
@@ -93,7 +97,8 @@ Result<std::unique_ptr<text::Tokenizer>> meet_server(BenchServeFlags& f) {
   BATON_ASSIGN_OR_RETURN(const HttpAnswer answer, http.get("/v1/models"));
   BATON_RETURN_IF_ERROR(check_answer(answer, "/v1/models"));
   const Json models = Json::parse(answer.body, nullptr, false);
-  if (!models.is_object() || !models.contains("data") || models["data"].empty()) return Status(Code::kInternal, "/v1/models lists no model");
+  if (!models.is_object() || !models.contains("data") || models["data"].empty())
+    return Status(Code::kInternal, "/v1/models lists no model");
   f.load.model = f.client.model.empty() ? models["data"][0].value("id", "") : f.client.model;
   const std::string source = f.tokenizer.empty() ? models["data"][0].value("root", "") : f.tokenizer;
   const auto path = resolve_model(source);
@@ -109,7 +114,11 @@ Result<std::unique_ptr<text::Tokenizer>> meet_server(BenchServeFlags& f) {
 Status save(const BenchServeFlags& f, const LoadResult& result, Json json) {
   const std::time_t now = static_cast<std::time_t>(SystemClock().unix_seconds());
   const std::string date = fmt::format("{:%Y%m%d-%H%M%S}", fmt::localtime(now));
-  Json out{{"date", date}, {"endpoint_type", f.backend}, {"label", f.label}, {"model_id", f.load.model}, {"tokenizer_id", f.tokenizer.empty() ? f.load.model : f.tokenizer},
+  Json out{{"date", date},
+           {"endpoint_type", f.backend},
+           {"label", f.label},
+           {"model_id", f.load.model},
+           {"tokenizer_id", f.tokenizer.empty() ? f.load.model : f.tokenizer},
            {"num_prompts", result.outcomes.size()}};
   for (const std::string& m : f.metadata)
     if (const std::size_t eq = m.find('='); eq != std::string::npos) out[m.substr(0, eq)] = m.substr(eq + 1);
@@ -136,10 +145,12 @@ Status save(const BenchServeFlags& f, const LoadResult& result, Json json) {
   std::string name = f.result_filename;
   if (name.empty()) {
     std::string base = f.load.model.substr(f.load.model.find_last_of('/') + 1);
-    name = fmt::format("{}-{}qps{}-{}-{}.json", f.backend, f.rate, f.load.max_concurrency > 0 ? fmt::format("-concurrency{}", f.load.max_concurrency) : "", base, date);
+    name = fmt::format("{}-{}qps{}-{}-{}.json", f.backend, f.rate,
+                       f.load.max_concurrency > 0 ? fmt::format("-concurrency{}", f.load.max_concurrency) : "", base, date);
   }
   const std::string path = f.result_dir.empty() ? name : f.result_dir + "/" + name;
-  BATON_RETURN_IF_ERROR(write_text_file(path.find('/') == std::string::npos ? "./" + path : path, out.dump(1, ' ', false, Json::error_handler_t::replace) + "\n"));
+  BATON_RETURN_IF_ERROR(write_text_file(path.find('/') == std::string::npos ? "./" + path : path,
+                                        out.dump(1, ' ', false, Json::error_handler_t::replace) + "\n"));
   std::fprintf(stderr, "saved %s\n", path.c_str());
   return {};
 }
@@ -176,8 +187,9 @@ Status run(BenchServeFlags& f) {
     if (!terminal && now_tenth == tenth) return;
     tenth = now_tenth;
     const double seconds = to_seconds(clock.now() - start);
-    std::fprintf(stderr, "%s%3zu %%|%-20s| %zu/%zu [%.0f s, %.2f req/s]%s", terminal ? "\r" : "", done * 100 / requests.size(), std::string(done * 20 / requests.size(), '#').c_str(), done,
-                 requests.size(), seconds, static_cast<double>(done) / seconds, terminal && done < requests.size() ? "" : "\n");
+    std::fprintf(stderr, "%s%3zu %%|%-20s| %zu/%zu [%.0f s, %.2f req/s]%s", terminal ? "\r" : "", done * 100 / requests.size(),
+                 std::string(done * 20 / requests.size(), '#').c_str(), done, requests.size(), seconds, static_cast<double>(done) / seconds,
+                 terminal && done < requests.size() ? "" : "\n");
     std::fflush(stderr);
   });
   const Report report = summarize(result.outcomes, result.duration, f.report);
@@ -203,29 +215,53 @@ Status run(BenchServeFlags& f) {
 
 int run_bench_serve(Args args) {
   BenchServeFlags f;
-  CLI::App app("Sends requests to an OpenAI server at given arrival times and prints vLLM's table of throughput and latencies.", "baton bench serve");
+  CLI::App app("Sends requests to an OpenAI server at given arrival times and prints vLLM's table of throughput and latencies.",
+               "baton bench serve");
   app.set_help_flag("-h,--help", "this text");
   f.client.add_to(app);
-  app.add_option("--backend", f.backend, "openai (completions) or openai-chat")->check(CLI::IsMember({"openai", "vllm", "openai-chat"}))->capture_default_str();
+  app.add_option("--backend", f.backend, "openai (completions) or openai-chat")
+      ->check(CLI::IsMember({"openai", "vllm", "openai-chat"}))
+      ->capture_default_str();
   app.add_option("--endpoint", f.load.endpoint, "path to send to")->capture_default_str();
   app.add_option("--tokenizer", f.tokenizer, "model whose tokenizer measures prompts (default: the server's, where its files are here)");
   app.add_option("--label", f.label, "kept in the saved result");
   const char* data = "Dataset";
-  app.add_option("--dataset-name", f.dataset.name, "random, lengths (CSV input_len,output_len; without a path 200 ShareGPT-like pairs), sharegpt, custom (JSON lines)")
-      ->check(CLI::IsMember({"random", "lengths", "sharegpt", "custom"}))->capture_default_str()->group(data);
+  app.add_option("--dataset-name", f.dataset.name,
+                 "random, lengths (CSV input_len,output_len; without a path 200 ShareGPT-like pairs), sharegpt, custom (JSON lines)")
+      ->check(CLI::IsMember({"random", "lengths", "sharegpt", "custom"}))
+      ->capture_default_str()
+      ->group(data);
   app.add_option("--dataset-path", f.dataset.path, "its file")->group(data);
-  app.add_option("--num-prompts", f.dataset.num_prompts, "requests to send, at most")->check(CLI::Range(1, 10000000))->capture_default_str()->group(data);
+  app.add_option("--num-prompts", f.dataset.num_prompts, "requests to send, at most")
+      ->check(CLI::Range(1, 10000000))
+      ->capture_default_str()
+      ->group(data);
   app.add_option("--seed", f.dataset.seed, "of prompts and arrivals")->capture_default_str()->group(data);
-  app.add_option("--random-input-len,--input-len", f.dataset.random_input_len, "mean prompt length of random")->check(CLI::Range(1, 1000000))->capture_default_str()->group(data);
-  app.add_option("--random-output-len,--output-len", f.dataset.random_output_len, "mean answer length of random")->check(CLI::Range(1, 1000000))->capture_default_str()->group(data);
-  app.add_option("--random-range-ratio", f.dataset.random_range_ratio, "lengths are uniform in mean * (1 +- this)")->check(CLI::Range(0.0, 0.999))->capture_default_str()->group(data);
-  app.add_option("--random-prefix-len", f.dataset.random_prefix_len, "tokens that all random prompts share")->capture_default_str()->group(data);
+  app.add_option("--random-input-len,--input-len", f.dataset.random_input_len, "mean prompt length of random")
+      ->check(CLI::Range(1, 1000000))
+      ->capture_default_str()
+      ->group(data);
+  app.add_option("--random-output-len,--output-len", f.dataset.random_output_len, "mean answer length of random")
+      ->check(CLI::Range(1, 1000000))
+      ->capture_default_str()
+      ->group(data);
+  app.add_option("--random-range-ratio", f.dataset.random_range_ratio, "lengths are uniform in mean * (1 +- this)")
+      ->check(CLI::Range(0.0, 0.999))
+      ->capture_default_str()
+      ->group(data);
+  app.add_option("--random-prefix-len", f.dataset.random_prefix_len, "tokens that all random prompts share")
+      ->capture_default_str()
+      ->group(data);
   app.add_option("--sharegpt-output-len", f.dataset.sharegpt_output_len, "answer length instead of the conversation's")->group(data);
-  app.add_option("--custom-output-len", f.dataset.custom_output_len, "answer length of custom; -1: each row's output_tokens")->capture_default_str()->group(data);
+  app.add_option("--custom-output-len", f.dataset.custom_output_len, "answer length of custom; -1: each row's output_tokens")
+      ->capture_default_str()
+      ->group(data);
   app.add_option("--vocab-size", f.dataset.vocab_size, "ids to draw from where no tokenizer is known")->capture_default_str()->group(data);
   const char* traffic = "Traffic";
   app.add_option("--request-rate", f.rate, "requests per second, or inf: all at once")->capture_default_str()->group(traffic);
-  app.add_option("--burstiness", f.burstiness, "1 Poisson, below burstier, above more even, inf constant")->capture_default_str()->group(traffic);
+  app.add_option("--burstiness", f.burstiness, "1 Poisson, below burstier, above more even, inf constant")
+      ->capture_default_str()
+      ->group(traffic);
   app.add_option("--max-concurrency", f.load.max_concurrency, "requests open at once")->group(traffic);
   app.add_option("--num-warmups", f.num_warmups, "requests sent before, not counted")->capture_default_str()->group(traffic);
   app.add_flag("--ignore-eos", f.load.ignore_eos, "answers run to their full length (always so for random and lengths)")->group(traffic);
@@ -233,9 +269,13 @@ int run_bench_serve(Args args) {
   app.add_option("--extra-body", f.extra_body, "JSON object merged into each request")->group(traffic);
   app.add_option("--request-id-prefix", f.load.request_id_prefix, "of the x-request-id header")->capture_default_str()->group(traffic);
   const char* results = "Results";
-  app.add_option("--percentile-metrics", f.percentile_metrics, "which of ttft,tpot,itl,e2el to show")->capture_default_str()->group(results);
+  app.add_option("--percentile-metrics", f.percentile_metrics, "which of ttft,tpot,itl,e2el to show")
+      ->capture_default_str()
+      ->group(results);
   app.add_option("--metric-percentiles", f.metric_percentiles, "which percentiles")->capture_default_str()->group(results);
-  app.add_option("--goodput", f.goodput, "limits in ms, e.g. ttft:300 tpot:50: counts the requests that keep all")->expected(1, 3)->group(results);
+  app.add_option("--goodput", f.goodput, "limits in ms, e.g. ttft:300 tpot:50: counts the requests that keep all")
+      ->expected(1, 3)
+      ->group(results);
   app.add_flag("--save-result", f.save_result, "write the figures as JSON")->group(results);
   app.add_flag("--save-detailed", f.save_detailed, "with each request's")->group(results);
   app.add_option("--metadata", f.metadata, "KEY=VALUE pairs kept in the file")->expected(1, 64)->group(results);

@@ -19,7 +19,8 @@ namespace {
 using Json = nlohmann::json;
 
 // Drawn ids of a given length; as text where the endpoint takes only text.
-Status draw_prompt(Rng& rng, const DatasetFlags& flags, const text::Tokenizer* tokenizer, bool as_text, const std::vector<TokenId>& prefix, std::int64_t length, BenchRequest& out) {
+Status draw_prompt(Rng& rng, const DatasetFlags& flags, const text::Tokenizer* tokenizer, bool as_text, const std::vector<TokenId>& prefix,
+                   std::int64_t length, BenchRequest& out) {
   const std::int64_t vocab = tokenizer ? tokenizer->vocab_size() : flags.vocab_size;
   std::vector<TokenId> ids = prefix;
   while (static_cast<std::int64_t>(ids.size()) < length + static_cast<std::int64_t>(prefix.size())) {
@@ -40,7 +41,8 @@ Status draw_prompt(Rng& rng, const DatasetFlags& flags, const text::Tokenizer* t
 Result<std::vector<BenchRequest>> load_random(const DatasetFlags& flags, const text::Tokenizer* tokenizer, bool as_text) {
   Rng rng(flags.seed, 1);
   std::vector<TokenId> prefix;
-  for (std::int64_t i = 0; i < flags.random_prefix_len; ++i) prefix.push_back(static_cast<TokenId>(rng.below(static_cast<std::uint64_t>(tokenizer ? tokenizer->vocab_size() : flags.vocab_size))));
+  for (std::int64_t i = 0; i < flags.random_prefix_len; ++i)
+    prefix.push_back(static_cast<TokenId>(rng.below(static_cast<std::uint64_t>(tokenizer ? tokenizer->vocab_size() : flags.vocab_size))));
   const auto length = [&](std::int64_t mean) {
     const auto low = static_cast<std::int64_t>(std::floor(static_cast<double>(mean) * (1 - flags.random_range_ratio)));
     const auto high = static_cast<std::int64_t>(std::ceil(static_cast<double>(mean) * (1 + flags.random_range_ratio)));
@@ -80,7 +82,8 @@ Result<std::vector<BenchRequest>> load_lengths(const DatasetFlags& flags, const 
 
 // The first two turns of each conversation, under vLLM's filter.
 Result<std::vector<BenchRequest>> load_sharegpt(const DatasetFlags& flags, const text::Tokenizer* tokenizer) {
-  if (!tokenizer) return Status(Code::kInvalidArgument, "--dataset-name sharegpt needs the model's tokenizer to measure lengths: --tokenizer MODEL");
+  if (!tokenizer)
+    return Status(Code::kInvalidArgument, "--dataset-name sharegpt needs the model's tokenizer to measure lengths: --tokenizer MODEL");
   BATON_ASSIGN_OR_RETURN(const std::string text, read_text_file(flags.path));
   const Json data = Json::parse(text, nullptr, false);
   if (!data.is_array()) return Status(Code::kInvalidArgument, flags.path + ": expected a JSON list of conversations");
@@ -115,11 +118,14 @@ Result<std::vector<BenchRequest>> load_custom(const DatasetFlags& flags) {
   for (int number = 1; std::getline(in, line) && static_cast<std::int64_t>(out.size()) < flags.num_prompts; ++number) {
     if (line.empty()) continue;
     const Json row = Json::parse(line, nullptr, false);
-    if (!row.is_object() || !row.contains("prompt") || !row["prompt"].is_string()) return Status(Code::kInvalidArgument, fmt::format("{}:{}: expected an object with a string `prompt`", flags.path, number));
+    if (!row.is_object() || !row.contains("prompt") || !row["prompt"].is_string())
+      return Status(Code::kInvalidArgument, fmt::format("{}:{}: expected an object with a string `prompt`", flags.path, number));
     std::int64_t output = flags.custom_output_len;
     if (output < 0) {
       output = row.value("output_tokens", std::int64_t{0});
-      if (output < 1) return Status(Code::kInvalidArgument, fmt::format("{}:{}: --custom-output-len -1 wants `output_tokens` in each row", flags.path, number));
+      if (output < 1)
+        return Status(Code::kInvalidArgument,
+                      fmt::format("{}:{}: --custom-output-len -1 wants `output_tokens` in each row", flags.path, number));
     }
     out.push_back({row["prompt"].get<std::string>(), {}, 0, output});
   }

@@ -13,9 +13,9 @@
 namespace baton::app {
 
 struct BenchRequest {
-  std::string prompt;            // text; or
-  std::vector<TokenId> ids;      // token ids, if not empty
-  std::int64_t input_tokens = 0; // as known here; 0 if unknown
+  std::string prompt;             // text; or
+  std::vector<TokenId> ids;       // token ids, if not empty
+  std::int64_t input_tokens = 0;  // as known here; 0 if unknown
   std::int64_t output_tokens = 0;
 };
 

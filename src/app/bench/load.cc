@@ -34,7 +34,11 @@ double gamma(Rng& rng, double shape) {
 class Load {
  public:
   Load(const std::vector<BenchRequest>& requests, const LoadOptions& options, const std::function<void(std::size_t)>& on_progress)
-      : requests_(requests), options_(options), on_progress_(on_progress), client_(net::HttpClient::create(loop_)), flights_(requests.size()) {}
+      : requests_(requests),
+        options_(options),
+        on_progress_(on_progress),
+        client_(net::HttpClient::create(loop_)),
+        flights_(requests.size()) {}
 
   LoadResult run() {
     result_.outcomes.resize(requests_.size());
@@ -99,8 +103,9 @@ class Load {
     flight.sent = loop_.clock().now();
     result_.outcomes[i].start = to_seconds(flight.sent - start_);
     result_.outcomes[i].input_tokens = requests_[i].input_tokens;
-    flight.call = client_->call(std::move(request), {[&flight](int status, const net::Headers&) { flight.status = status; },
-                                                     [this, i](std::string_view data) { on_data(i, data); }, [this, i](Status status) { on_done(i, status); }});
+    flight.call = client_->call(std::move(request),
+                                {[&flight](int status, const net::Headers&) { flight.status = status; },
+                                 [this, i](std::string_view data) { on_data(i, data); }, [this, i](Status status) { on_done(i, status); }});
   }
 
   void on_data(std::size_t i, std::string_view data) {
@@ -198,7 +203,8 @@ std::vector<double> arrival_times(std::size_t n, double rate, double burstiness,
   return times;
 }
 
-LoadResult run_load(const std::vector<BenchRequest>& requests, const LoadOptions& options, const std::function<void(std::size_t)>& on_progress) {
+LoadResult run_load(const std::vector<BenchRequest>& requests, const LoadOptions& options,
+                    const std::function<void(std::size_t)>& on_progress) {
   return Load(requests, options, on_progress).run();
 }
 

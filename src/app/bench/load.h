@@ -17,8 +17,8 @@ struct LoadOptions {
   std::string endpoint = "/v1/completions";
   std::string api_key;
   std::string model;
-  double request_rate = 0;     // requests/s; 0: all at once
-  double burstiness = 1.0;     // shape of the gamma distribution of gaps; 1: Poisson
+  double request_rate = 0;  // requests/s; 0: all at once
+  double burstiness = 1.0;  // shape of the gamma distribution of gaps; 1: Poisson
   std::int64_t max_concurrency = 0;
   std::uint64_t seed = 0;
   bool ignore_eos = false;
@@ -36,6 +36,7 @@ struct LoadResult {
   double duration = 0;
 };
 // `on_progress(completed)` after each request.
-LoadResult run_load(const std::vector<BenchRequest>& requests, const LoadOptions& options, const std::function<void(std::size_t)>& on_progress);
+LoadResult run_load(const std::vector<BenchRequest>& requests, const LoadOptions& options,
+                    const std::function<void(std::size_t)>& on_progress);
 
 }  // namespace baton::app

@@ -57,7 +57,9 @@ const char* long_name(const std::string& metric) {
   return "End-to-end Latency";
 }
 
-const char* short_name(const std::string& metric) { return metric == "ttft" ? "TTFT" : metric == "tpot" ? "TPOT" : metric == "itl" ? "ITL" : "E2EL"; }
+const char* short_name(const std::string& metric) {
+  return metric == "ttft" ? "TTFT" : metric == "tpot" ? "TPOT" : metric == "itl" ? "ITL" : "E2EL";
+}
 
 std::string percentile_word(double p) { return p == std::floor(p) ? fmt::format("{}", static_cast<int>(p)) : fmt::format("{}", p); }
 
@@ -128,7 +130,8 @@ std::string table(const Report& r, const ReportOptions& options) {
     out += fmt::format("{:-^50}\n", long_name(metric));
     real(fmt::format("Mean {} (ms):", short_name(metric)), s.mean);
     real(fmt::format("Median {} (ms):", short_name(metric)), s.median);
-    for (std::size_t i = 0; i < options.percentiles.size(); ++i) real(fmt::format("P{} {} (ms):", percentile_word(options.percentiles[i]), short_name(metric)), s.percentiles[i]);
+    for (std::size_t i = 0; i < options.percentiles.size(); ++i)
+      real(fmt::format("P{} {} (ms):", percentile_word(options.percentiles[i]), short_name(metric)), s.percentiles[i]);
   }
   return out + std::string(50, '=') + "\n";
 }
@@ -151,7 +154,8 @@ nlohmann::ordered_json to_json(const Report& r, const ReportOptions& options) {
     out["mean_" + suffix] = s.mean;
     out["median_" + suffix] = s.median;
     out["std_" + suffix] = s.std;
-    for (std::size_t i = 0; i < options.percentiles.size(); ++i) out["p" + percentile_word(options.percentiles[i]) + "_" + suffix] = s.percentiles[i];
+    for (std::size_t i = 0; i < options.percentiles.size(); ++i)
+      out["p" + percentile_word(options.percentiles[i]) + "_" + suffix] = s.percentiles[i];
   }
   return out;
 }

@@ -1,6 +1,6 @@
 #pragma once
-// The ops of one context, inline on its team. One file per group of ops: norm.cc, rope.cc, kv_write.cc, attention.cc, elementwise.cc, embedding.cc,
-// topk.cc.
+// The ops of one context, inline on its team. One file per group of ops: norm.cc, rope.cc, kv_write.cc, attention.cc, elementwise.cc,
+// embedding.cc, topk.cc.
 
 #include <cstddef>
 #include <memory>
