@@ -3,6 +3,7 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <array>
 
 #include "api/errors.h"
 #include "api/json_text.h"
@@ -14,8 +15,36 @@ ApiError bad_request(std::string message, std::string param = {}) {
   return {Status(Code::kInvalidArgument, std::move(message)), std::move(param)};
 }
 
+constexpr std::size_t kDepthMax = 64;       // of nested lists and objects: nlohmann copies and prints them recursively
+constexpr std::size_t kFieldsMax = 2048;  // of one object: an ordered one is searched from its start for each field that it gets
+
+// Whether the text is safe to parse; says nothing about whether it is JSON.
+Status check_shape(std::string_view text) {
+  std::array<std::size_t, kDepthMax + 1> fields{};
+  std::size_t depth = 0;
+  bool quoted = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quoted) {
+      if (c == '\\') ++i;
+      if (c == '"') quoted = false;
+    } else if (c == '"') {
+      quoted = true;
+    } else if (c == '[' || c == '{') {
+      if (++depth > kDepthMax) return Status(Code::kInvalidArgument, fmt::format("the body is nested more than {} levels deep", kDepthMax));
+      fields[depth] = 0;
+    } else if ((c == ']' || c == '}') && depth > 0) {
+      --depth;
+    } else if (c == ':' && ++fields[depth] > kFieldsMax) {
+      return Status(Code::kInvalidArgument, fmt::format("an object of the body has more than {} fields", kFieldsMax));
+    }
+  }
+  return {};
+}
+
 // A body that is a JSON object, or what is wrong with it.
 std::optional<ApiError> parse_body(const std::string& text, Json& out) {
+  if (const Status shape = check_shape(text); !shape.ok()) return ApiError{shape, ""};
   try {
     out = Json::parse(text);
   } catch (const Json::exception& e) {
@@ -160,8 +189,10 @@ void Api::tokenize(const net::HttpRequest& http, const Responder& responder) {
   const bool add_special = fields.boolean("add_special_tokens", !chat);
   const bool strings = fields.boolean("return_token_strs", false);
   if (!fields.ok()) return respond_error(*responder, fields.error());
+  const char* source = chat ? "messages" : "prompt";
+  if (const Status fits = check_length(options_.front, text, source); !fits.ok()) return respond_error(*responder, {fits, source});
   const auto ids = options_.front.tokenizer->encode(text, add_special);
-  if (!ids.ok()) return respond_error(*responder, {ids.status(), "prompt"});
+  if (!ids.ok()) return respond_error(*responder, {ids.status(), source});
   Json answer{{"count", ids->size()}, {"max_model_len", options_.front.max_model_len}, {"tokens", *ids}};
   if (strings) {
     Json list = Json::array();

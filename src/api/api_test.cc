@@ -375,6 +375,14 @@ std::string many_stops(int n) {
   for (int i = 0; i < n; ++i) list.push_back("s" + std::to_string(i));
   return list.dump();
 }
+// A prompt of 300 tokens, then something that is no prompt.
+std::string long_first() { return R"({"prompt":[")" + std::string(300, 'q') + R"(",5]})"; }
+std::string nested(int levels) { return std::string(static_cast<std::size_t>(levels), '[') + std::string(static_cast<std::size_t>(levels), ']'); }
+std::string many_fields(int n) {
+  Json object = Json::object();
+  for (int i = 0; i < n; ++i) object["f" + std::to_string(i)] = "{[:";
+  return object.dump();
+}
 std::string with(const std::string& more) { return R"({"messages":[{"role":"user","content":"hi"}],)" + more + "}"; }
 const char* kChat = "/v1/chat/completions";
 
@@ -404,10 +412,22 @@ INSTANTIATE_TEST_SUITE_P(
                     BadInput{"top_logprobs", kChat, with(R"("logprobs":true,"top_logprobs":21)"), 400, "top_logprobs", "at most 20"},
                     BadInput{"tools", kChat, with(R"("tools":[{"type":"function"}])"), 400, "tools", "not supported"},
                     BadInput{"json_mode", kChat, with(R"("response_format":{"type":"json_object"})"), 400, "response_format", "supported"},
+                    BadInput{"response_format_type", kChat, with(R"("response_format":{"type":5})"), 400, "response_format", "supported"},
+                    BadInput{"nested", kChat, R"({"messages":[{"role":"user","content":"hi","more":)" + nested(100000) + "}]}", 400, nullptr, "levels deep"},
+                    BadInput{"fields", kChat, with("\"more\":" + many_fields(3000)), 400, nullptr, "fields"},
+                    BadInput{"prompts_stop_at_the_first_that_is_too_long", "/v1/completions", long_first(), 400, "input_tokens", "maximum context length"},
+                    BadInput{"tokenize_far_too_long", "/tokenize", R"({"prompt":")" + std::string(5000, 'q') + R"("})", 400, "prompt", "maximum context length"},
                     BadInput{"logit_bias", kChat, with(R"("logit_bias":{"99999":1})"), 400, "logit_bias", "vocabulary"}, BadInput{"no_prompt", "/v1/completions", "{}", 400, "prompt", "required"},
                     BadInput{"empty_prompt", "/v1/completions", R"({"prompt":""})", 400, "prompt", "no tokens"},
                     BadInput{"bad_id", "/v1/completions", R"({"prompt":[5,999999]})", 400, "prompt", "999999"}, BadInput{"no_route", "/v1/nothing", "{}", 404, nullptr, "there is no POST"}),
     [](const auto& info) { return info.param.name; });
+
+// What looks like structure within a string is none.
+TEST_F(ApiTest, TextMayHoldAnyBrackets) {
+  const std::string text = std::string(60, '[') + R"(\")" + std::string(60, '{') + R"(\\)";
+  send("/v1/chat/completions", R"({"messages":[{"role":"user","content":")" + text + R"("}],"max_tokens":5})");
+  EXPECT_EQ(generator_.started.size(), 1u);
+}
 
 TEST_F(ApiTest, TokenizeAndDetokenizeAreInverse) {
   const auto t = send("/tokenize", R"({"prompt":"hello 12","return_token_strs":true})");

@@ -55,8 +55,8 @@ void refuse_unsupported(Fields& fields, Endpoint endpoint) {
     if (!choice || *choice != "none") fields.fail("tools", "tool calls are not supported by this version; send `tool_choice`: \"none\" to answer without them");
   }
   if (const Json* format = fields.find("response_format")) {
-    const bool text = format->is_object() && format->value("type", "") == "text";
-    if (!text) fields.fail("response_format", "only `response_format` {\"type\":\"text\"} is supported by this version");
+    const auto type = format->is_object() ? format->find("type") : format->end();
+    if (type == format->end() || *type != "text") fields.fail("response_format", "only `response_format` {\"type\":\"text\"} is supported by this version");
   }
   for (const char* name : {"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"})
     fields.refuse(name, "structured output comes in a later version");
@@ -119,17 +119,25 @@ void parse_logprobs(Fields& fields, const FrontEnd& front, Endpoint endpoint, wi
   }
 }
 
+std::string context_clause(const FrontEnd& front) {
+  return fmt::format("This model's maximum context length is {} tokens. However, ", front.max_model_len);
+}
+void refuse_length(Fields& fields, const FrontEnd& front, std::int64_t n_prompt) {
+  fields.fail("input_tokens", context_clause(front) + fmt::format("your prompt contains {} input tokens, which leaves no room for an answer. "
+                                                                  "Please reduce the length of the input prompt.", n_prompt));
+}
+
 // The prompts of a completion: a text, a list of texts, a list of ids, or a list of lists of ids.
 void parse_prompts(Fields& fields, const FrontEnd& front, bool add_special, ParsedRequest& out, std::vector<std::vector<TokenId>>& ids) {
   const Json* prompt = fields.find("prompt");
   if (!prompt) return fields.fail("prompt", "`prompt` is required");
   const auto add_text = [&](const Json& text) {
     const auto& value = text.get_ref<const std::string&>();
-    if (value.size() > front.longest_token_bytes * static_cast<std::size_t>(front.max_model_len))
-      return fields.fail("prompt", fmt::format("This model's maximum context length is {} tokens. However, your prompt of {} bytes cannot fit into it.",
-                                               front.max_model_len, value.size()));
+    if (const Status fits = check_length(front, value, "prompt"); !fits.ok()) return fields.fail("prompt", fits.message());
     auto encoded = front.tokenizer->encode(value, add_special);
     if (!encoded.ok()) return fields.fail("prompt", encoded.status().message());
+    // Here already, so that a long list of such prompts costs no more than its first.
+    if (std::ssize(*encoded) >= front.max_model_len) return refuse_length(fields, front, std::ssize(*encoded));
     ids.push_back(std::move(encoded).value());
     out.prompt_texts.push_back(value);
   };
@@ -166,12 +174,9 @@ void parse_max_tokens(Fields& fields, const FrontEnd& front, Endpoint endpoint, 
   const char* name = fields.find("max_completion_tokens") ? "max_completion_tokens" : "max_tokens";
   const auto wanted = fields.integer(name, 1, INT64_MAX);
   if (!fields.ok()) return;
-  const std::string first_clause = fmt::format("This model's maximum context length is {} tokens. However, ", front.max_model_len);
-  if (room < 1)
-    return fields.fail("input_tokens", first_clause + fmt::format("your prompt contains {} input tokens, which leaves no room for an answer. "
-                                                                 "Please reduce the length of the input prompt.", n_prompt));
+  if (room < 1) return refuse_length(fields, front, n_prompt);
   if (wanted && *wanted > room)
-    return fields.fail("input_tokens", first_clause + fmt::format("you requested {} output tokens and your prompt contains {} input tokens, for a total of {} tokens. "
+    return fields.fail("input_tokens", context_clause(front) + fmt::format("you requested {} output tokens and your prompt contains {} input tokens, for a total of {} tokens. "
                                                                  "Please reduce the length of the input prompt or the number of requested output tokens.",
                                                                  *wanted, n_prompt, static_cast<double>(*wanted) + static_cast<double>(n_prompt) > 9e18 ? INT64_MAX : *wanted + n_prompt));
   const std::int64_t fallback = front.defaults.max_tokens ? *front.defaults.max_tokens : endpoint == Endpoint::kChat ? room : 16;
@@ -187,6 +192,11 @@ void parse_choices(Fields& fields, const wire::SamplingParams& sampling, wire::G
 }
 
 }  // namespace
+
+Status check_length(const FrontEnd& front, std::string_view text, std::string_view what) {
+  if (text.size() <= front.longest_token_bytes * static_cast<std::size_t>(front.max_model_len)) return {};
+  return Status(Code::kInvalidArgument, context_clause(front) + fmt::format("your {} of {} bytes cannot fit into it.", what, text.size()));
+}
 
 Result<std::string> render_chat(const FrontEnd& front, const Json& body) {
   const auto messages = body.find("messages");
@@ -240,9 +250,7 @@ std::optional<ApiError> parse_request(const FrontEnd& front, Endpoint endpoint, 
   if (endpoint == Endpoint::kChat) {
     auto rendered = render_chat(front, body);
     if (!rendered.ok()) return ApiError{rendered.status(), "messages"};
-    if (rendered->size() > front.longest_token_bytes * static_cast<std::size_t>(front.max_model_len))
-      return ApiError{Status(Code::kInvalidArgument, fmt::format("This model's maximum context length is {} tokens. However, your messages of {} bytes cannot fit into it.",
-                                                                 front.max_model_len, rendered->size())), "messages"};
+    if (const Status fits = check_length(front, *rendered, "messages"); !fits.ok()) return ApiError{fits, "messages"};
     auto encoded = front.tokenizer->encode(*rendered, fields.boolean("add_special_tokens", false));
     if (!encoded.ok()) return ApiError{encoded.status(), "messages"};
     ids.push_back(std::move(encoded).value());
