@@ -15,7 +15,7 @@ ApiError bad_request(std::string message, std::string param = {}) {
   return {Status(Code::kInvalidArgument, std::move(message)), std::move(param)};
 }
 
-constexpr std::size_t kDepthMax = 64;       // of nested lists and objects: nlohmann copies and prints them recursively
+constexpr std::size_t kDepthMax = 64;     // of nested lists and objects: nlohmann copies and prints them recursively
 constexpr std::size_t kFieldsMax = 2048;  // of one object: an ordered one is searched from its start for each field that it gets
 
 // Whether the text is safe to parse; says nothing about whether it is JSON.
@@ -108,7 +108,8 @@ void Api::handle(net::HttpRequest request, Responder responder) {
     for (const char* prefix : {"chatcmpl-", "cmpl-"})
       if (id.starts_with(prefix)) id.erase(0, std::string_view(prefix).size());
     if (auto record = hooks_.debug_request(id)) return respond_json(*responder, 200, std::move(*record));
-    return respond_error(*responder, {Status(Code::kNotFound, fmt::format("no record of request `{}`; the last 1,000 are kept", id)), "id"});
+    return respond_error(*responder,
+                         {Status(Code::kNotFound, fmt::format("no record of request `{}`; the last 1,000 are kept", id)), "id"});
   }
   respond_error(*responder, {Status(Code::kNotFound, fmt::format("there is no {} {}", request.method, path)), ""});
 }
@@ -140,12 +141,17 @@ std::optional<ApiError> Api::check_model(const Json& body) const {
   const auto& name = it->get_ref<const std::string&>();
   const auto& names = options_.served_names;
   const auto basename = [](const std::string& path) { return path.substr(path.find_last_of('/') + 1); };
-  if (name.empty() || std::find(names.begin(), names.end(), name) != names.end() || name == options_.root || name == basename(options_.root)) return std::nullopt;
-  return ApiError{Status(Code::kNotFound, fmt::format("The model `{}` does not exist. This server serves: {}.", valid_utf8(name), fmt::join(names, ", "))), "model"};
+  if (name.empty() || std::find(names.begin(), names.end(), name) != names.end() || name == options_.root ||
+      name == basename(options_.root))
+    return std::nullopt;
+  return ApiError{Status(Code::kNotFound,
+                         fmt::format("The model `{}` does not exist. This server serves: {}.", valid_utf8(name), fmt::join(names, ", "))),
+                  "model"};
 }
 
 void Api::generate(Endpoint endpoint, const net::HttpRequest& http, const Responder& responder) {
-  if (const auto reason = hooks_.not_ready()) return respond_error(*responder, {Status(Code::kUnavailable, "the server is not ready: " + *reason), ""});
+  if (const auto reason = hooks_.not_ready())
+    return respond_error(*responder, {Status(Code::kUnavailable, "the server is not ready: " + *reason), ""});
   Json body;
   if (const auto error = parse_body(http.body, body)) return respond_error(*responder, *error);
   if (const auto error = check_model(body)) return respond_error(*responder, *error);
@@ -157,16 +163,25 @@ void Api::generate(Endpoint endpoint, const net::HttpRequest& http, const Respon
 }
 
 void Api::models(const std::string& one, const Responder& responder) {
-  if (const auto reason = hooks_.not_ready()) return respond_error(*responder, {Status(Code::kUnavailable, "the server is not ready: " + *reason), ""});
+  if (const auto reason = hooks_.not_ready())
+    return respond_error(*responder, {Status(Code::kUnavailable, "the server is not ready: " + *reason), ""});
   Json data = Json::array();
   for (const std::string& name : options_.served_names) {
-    Json model{{"id", name}, {"object", "model"}, {"created", loop_.clock().unix_seconds()}, {"owned_by", "baton"}, {"root", options_.root},
-               {"parent", nullptr}, {"max_model_len", options_.front.max_model_len}, {"permission", Json::array()}};
+    Json model{{"id", name},
+               {"object", "model"},
+               {"created", loop_.clock().unix_seconds()},
+               {"owned_by", "baton"},
+               {"root", options_.root},
+               {"parent", nullptr},
+               {"max_model_len", options_.front.max_model_len},
+               {"permission", Json::array()}};
     if (one == name) return respond_json(*responder, 200, model.dump());
     data.push_back(std::move(model));
   }
   if (!one.empty())
-    return respond_error(*responder, {Status(Code::kNotFound, fmt::format("The model `{}` does not exist. This server serves: {}.", one, fmt::join(options_.served_names, ", "))), "model"});
+    return respond_error(*responder, {Status(Code::kNotFound, fmt::format("The model `{}` does not exist. This server serves: {}.", one,
+                                                                          fmt::join(options_.served_names, ", "))),
+                                      "model"});
   respond_json(*responder, 200, Json{{"object", "list"}, {"data", std::move(data)}}.dump());
 }
 
@@ -210,7 +225,9 @@ void Api::detokenize(const net::HttpRequest& http, const Responder& responder) {
   if (!fields.find("tokens")) fields.fail("tokens", "`tokens` is required");
   const std::vector<TokenId> ids = fields.ids("tokens", 1u << 20);
   for (const TokenId id : ids)
-    if (id >= options_.front.tokenizer->vocab_size()) fields.fail("tokens", fmt::format("`tokens` contains {}, which is not below the vocabulary of {}", id, options_.front.tokenizer->vocab_size()));
+    if (id >= options_.front.tokenizer->vocab_size())
+      fields.fail("tokens",
+                  fmt::format("`tokens` contains {}, which is not below the vocabulary of {}", id, options_.front.tokenizer->vocab_size()));
   if (!fields.ok()) return respond_error(*responder, fields.error());
   respond_json(*responder, 200, Json{{"prompt", options_.front.tokenizer->decode(ids, false)}}.dump());
 }

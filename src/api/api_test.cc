@@ -88,7 +88,9 @@ class ApiTest : public testing::Test {
     const auto json = text::tokenizer_json_from_gguf(text::test_vocab("gpt-2"));
     tokenizer_ = std::move(text::Tokenizer::from_json(*json)).value();
     text::ChatTemplateOptions chat;
-    chat.source = "{% for m in messages %}{% if m.role == 'bad' %}{{ raise_exception('no such role') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}";
+    chat.source =
+        "{% for m in messages %}{% if m.role == 'bad' %}{{ raise_exception('no such role') }}{% endif %}[{{ m.role }}]{{ m.content }}{% "
+        "endfor %}";
     template_ = std::move(text::ChatTemplate::create(chat)).value();
     ApiOptions options;
     options.served_names = {"tiny", "alias"};
@@ -123,7 +125,8 @@ class ApiTest : public testing::Test {
     auto& s = *generator_.started.back();
     for (const char c : text) {
       if (!s.sink) return;
-      s.sink->on_token({choice, s.request.n_prompt + position_[choice]++, static_cast<TokenId>(static_cast<unsigned char>(c)), std::nullopt, {}});
+      s.sink->on_token(
+          {choice, s.request.n_prompt + position_[choice]++, static_cast<TokenId>(static_cast<unsigned char>(c)), std::nullopt, {}});
       loop_.drain();
     }
   }
@@ -340,8 +343,9 @@ TEST_F(ApiTest, CompletionsTakeFourShapesOfPrompt) {
 }
 
 TEST_F(ApiTest, ToleratesWhatClientsSend) {
-  const auto r = send("/v1/chat/completions",
-                      R"({"model":null,"messages":[{"role":"user","content":[{"type":"text","text":"h"},{"type":"text","text":"i"}]}],"logprobs":null,"best_of":1,"whatever":{"a":1},"response_format":{"type":"text"}})");
+  const auto r = send(
+      "/v1/chat/completions",
+      R"({"model":null,"messages":[{"role":"user","content":[{"type":"text","text":"h"},{"type":"text","text":"i"}]}],"logprobs":null,"best_of":1,"whatever":{"a":1},"response_format":{"type":"text"}})");
   ASSERT_EQ(generator_.started.size(), 1u);
   EXPECT_EQ(tokenizer_->decode(generator_.started[0]->request.ids, false), "[user]hi");
   EXPECT_FALSE(r->complete);
@@ -377,7 +381,9 @@ std::string many_stops(int n) {
 }
 // A prompt of 300 tokens, then something that is no prompt.
 std::string long_first() { return R"({"prompt":[")" + std::string(300, 'q') + R"(",5]})"; }
-std::string nested(int levels) { return std::string(static_cast<std::size_t>(levels), '[') + std::string(static_cast<std::size_t>(levels), ']'); }
+std::string nested(int levels) {
+  return std::string(static_cast<std::size_t>(levels), '[') + std::string(static_cast<std::size_t>(levels), ']');
+}
 std::string many_fields(int n) {
   Json object = Json::object();
   for (int i = 0; i < n; ++i) object["f" + std::to_string(i)] = "{[:";
@@ -388,38 +394,55 @@ const char* kChat = "/v1/chat/completions";
 
 INSTANTIATE_TEST_SUITE_P(
     Cases, ApiBadInput,
-    testing::Values(BadInput{"malformed", kChat, "{\"messages\":", 400, nullptr, "not valid JSON"}, BadInput{"not_object", kChat, "[]", 400, nullptr, "object"},
-                    BadInput{"invalid_utf8", kChat, "{\"messages\":[{\"role\":\"user\",\"content\":\"\xff\xfe\"}]}", 400, nullptr, "not valid JSON"},
-                    BadInput{"no_messages", kChat, "{}", 400, "messages", "required"}, BadInput{"empty_messages", kChat, R"({"messages":[]})", 400, "messages", "empty"},
-                    BadInput{"messages_type", kChat, R"({"messages":"hi"})", 400, "messages", "list"}, BadInput{"role_missing", kChat, R"({"messages":[{"content":"x"}]})", 400, "messages", "role"},
-                    BadInput{"content_type", kChat, R"({"messages":[{"role":"user","content":5}]})", 400, "messages", "content"},
-                    BadInput{"image", kChat, R"({"messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]})", 400, "messages", "image_url"},
-                    BadInput{"template_fails", kChat, R"({"messages":[{"role":"bad","content":"x"}]})", 400, "messages", "no such role"},
-                    BadInput{"unknown_model", kChat, with(R"("model":"gpt-9")"), 404, "model", "tiny, alias"}, BadInput{"model_type", kChat, with(R"("model":5)"), 400, "model", "string"},
-                    BadInput{"temperature_low", kChat, with(R"("temperature":-0.1)"), 400, "temperature", "between"},
-                    BadInput{"temperature_high", kChat, with(R"("temperature":2.5)"), 400, "temperature", "between"},
-                    BadInput{"temperature_type", kChat, with(R"("temperature":"hot")"), 400, "temperature", "number"}, BadInput{"top_p", kChat, with(R"("top_p":0)"), 400, "top_p", "greater"},
-                    BadInput{"max_tokens_zero", kChat, with(R"("max_tokens":0)"), 400, "max_tokens", "at least 1"},
-                    BadInput{"max_tokens_negative", kChat, with(R"("max_tokens":-5)"), 400, "max_tokens", "at least 1"},
-                    BadInput{"max_tokens_huge", kChat, with(R"("max_tokens":9223372036854775807)"), 400, "input_tokens", "maximum context length"},
-                    BadInput{"max_tokens_huger", kChat, with(R"("max_tokens":18446744073709551615)"), 400, "max_tokens", "at most"},
-                    BadInput{"max_tokens_fraction", kChat, with(R"("max_tokens":1.5)"), 400, "max_tokens", "integer"},
-                    BadInput{"too_long", kChat, R"({"messages":[{"role":"user","content":")" + std::string(300, 'q') + R"("}]})", 400, "input_tokens", "maximum context length"},
-                    BadInput{"far_too_long", kChat, R"({"messages":[{"role":"user","content":")" + std::string(5000, 'q') + R"("}]})", 400, "messages", "maximum context length"},
-                    BadInput{"stops", kChat, with("\"stop\":" + many_stops(1000)), 400, "stop", "at most 64"}, BadInput{"stop_empty", kChat, with(R"("stop":[""])"), 400, "stop", "empty"},
-                    BadInput{"stop_type", kChat, with(R"("stop":[1])"), 400, "stop", "string"}, BadInput{"n_greedy", kChat, with(R"("n":2,"temperature":0)"), 400, "n", "greedy"},
-                    BadInput{"n_zero", kChat, with(R"("n":0)"), 400, "n", "at least 1"}, BadInput{"stream_options", kChat, with(R"("stream_options":{"include_usage":true})"), 400, "stream_options", "stream"},
-                    BadInput{"top_logprobs", kChat, with(R"("logprobs":true,"top_logprobs":21)"), 400, "top_logprobs", "at most 20"},
-                    BadInput{"tools", kChat, with(R"("tools":[{"type":"function"}])"), 400, "tools", "not supported"},
-                    BadInput{"json_mode", kChat, with(R"("response_format":{"type":"json_object"})"), 400, "response_format", "supported"},
-                    BadInput{"response_format_type", kChat, with(R"("response_format":{"type":5})"), 400, "response_format", "supported"},
-                    BadInput{"nested", kChat, R"({"messages":[{"role":"user","content":"hi","more":)" + nested(100000) + "}]}", 400, nullptr, "levels deep"},
-                    BadInput{"fields", kChat, with("\"more\":" + many_fields(3000)), 400, nullptr, "fields"},
-                    BadInput{"prompts_stop_at_the_first_that_is_too_long", "/v1/completions", long_first(), 400, "input_tokens", "maximum context length"},
-                    BadInput{"tokenize_far_too_long", "/tokenize", R"({"prompt":")" + std::string(5000, 'q') + R"("})", 400, "prompt", "maximum context length"},
-                    BadInput{"logit_bias", kChat, with(R"("logit_bias":{"99999":1})"), 400, "logit_bias", "vocabulary"}, BadInput{"no_prompt", "/v1/completions", "{}", 400, "prompt", "required"},
-                    BadInput{"empty_prompt", "/v1/completions", R"({"prompt":""})", 400, "prompt", "no tokens"},
-                    BadInput{"bad_id", "/v1/completions", R"({"prompt":[5,999999]})", 400, "prompt", "999999"}, BadInput{"no_route", "/v1/nothing", "{}", 404, nullptr, "there is no POST"}),
+    testing::Values(
+        BadInput{"malformed", kChat, "{\"messages\":", 400, nullptr, "not valid JSON"},
+        BadInput{"not_object", kChat, "[]", 400, nullptr, "object"},
+        BadInput{"invalid_utf8", kChat, "{\"messages\":[{\"role\":\"user\",\"content\":\"\xff\xfe\"}]}", 400, nullptr, "not valid JSON"},
+        BadInput{"no_messages", kChat, "{}", 400, "messages", "required"},
+        BadInput{"empty_messages", kChat, R"({"messages":[]})", 400, "messages", "empty"},
+        BadInput{"messages_type", kChat, R"({"messages":"hi"})", 400, "messages", "list"},
+        BadInput{"role_missing", kChat, R"({"messages":[{"content":"x"}]})", 400, "messages", "role"},
+        BadInput{"content_type", kChat, R"({"messages":[{"role":"user","content":5}]})", 400, "messages", "content"},
+        BadInput{"image", kChat, R"({"messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]})", 400, "messages",
+                 "image_url"},
+        BadInput{"template_fails", kChat, R"({"messages":[{"role":"bad","content":"x"}]})", 400, "messages", "no such role"},
+        BadInput{"unknown_model", kChat, with(R"("model":"gpt-9")"), 404, "model", "tiny, alias"},
+        BadInput{"model_type", kChat, with(R"("model":5)"), 400, "model", "string"},
+        BadInput{"temperature_low", kChat, with(R"("temperature":-0.1)"), 400, "temperature", "between"},
+        BadInput{"temperature_high", kChat, with(R"("temperature":2.5)"), 400, "temperature", "between"},
+        BadInput{"temperature_type", kChat, with(R"("temperature":"hot")"), 400, "temperature", "number"},
+        BadInput{"top_p", kChat, with(R"("top_p":0)"), 400, "top_p", "greater"},
+        BadInput{"max_tokens_zero", kChat, with(R"("max_tokens":0)"), 400, "max_tokens", "at least 1"},
+        BadInput{"max_tokens_negative", kChat, with(R"("max_tokens":-5)"), 400, "max_tokens", "at least 1"},
+        BadInput{"max_tokens_huge", kChat, with(R"("max_tokens":9223372036854775807)"), 400, "input_tokens", "maximum context length"},
+        BadInput{"max_tokens_huger", kChat, with(R"("max_tokens":18446744073709551615)"), 400, "max_tokens", "at most"},
+        BadInput{"max_tokens_fraction", kChat, with(R"("max_tokens":1.5)"), 400, "max_tokens", "integer"},
+        BadInput{"too_long", kChat, R"({"messages":[{"role":"user","content":")" + std::string(300, 'q') + R"("}]})", 400, "input_tokens",
+                 "maximum context length"},
+        BadInput{"far_too_long", kChat, R"({"messages":[{"role":"user","content":")" + std::string(5000, 'q') + R"("}]})", 400, "messages",
+                 "maximum context length"},
+        BadInput{"stops", kChat, with("\"stop\":" + many_stops(1000)), 400, "stop", "at most 64"},
+        BadInput{"stop_empty", kChat, with(R"("stop":[""])"), 400, "stop", "empty"},
+        BadInput{"stop_type", kChat, with(R"("stop":[1])"), 400, "stop", "string"},
+        BadInput{"n_greedy", kChat, with(R"("n":2,"temperature":0)"), 400, "n", "greedy"},
+        BadInput{"n_zero", kChat, with(R"("n":0)"), 400, "n", "at least 1"},
+        BadInput{"stream_options", kChat, with(R"("stream_options":{"include_usage":true})"), 400, "stream_options", "stream"},
+        BadInput{"top_logprobs", kChat, with(R"("logprobs":true,"top_logprobs":21)"), 400, "top_logprobs", "at most 20"},
+        BadInput{"tools", kChat, with(R"("tools":[{"type":"function"}])"), 400, "tools", "not supported"},
+        BadInput{"json_mode", kChat, with(R"("response_format":{"type":"json_object"})"), 400, "response_format", "supported"},
+        BadInput{"response_format_type", kChat, with(R"("response_format":{"type":5})"), 400, "response_format", "supported"},
+        BadInput{"nested", kChat, R"({"messages":[{"role":"user","content":"hi","more":)" + nested(100000) + "}]}", 400, nullptr,
+                 "levels deep"},
+        BadInput{"fields", kChat, with("\"more\":" + many_fields(3000)), 400, nullptr, "fields"},
+        BadInput{"prompts_stop_at_the_first_that_is_too_long", "/v1/completions", long_first(), 400, "input_tokens",
+                 "maximum context length"},
+        BadInput{"tokenize_far_too_long", "/tokenize", R"({"prompt":")" + std::string(5000, 'q') + R"("})", 400, "prompt",
+                 "maximum context length"},
+        BadInput{"logit_bias", kChat, with(R"("logit_bias":{"99999":1})"), 400, "logit_bias", "vocabulary"},
+        BadInput{"no_prompt", "/v1/completions", "{}", 400, "prompt", "required"},
+        BadInput{"empty_prompt", "/v1/completions", R"({"prompt":""})", 400, "prompt", "no tokens"},
+        BadInput{"bad_id", "/v1/completions", R"({"prompt":[5,999999]})", 400, "prompt", "999999"},
+        BadInput{"no_route", "/v1/nothing", "{}", 404, nullptr, "there is no POST"}),
     [](const auto& info) { return info.param.name; });
 
 // What looks like structure within a string is none.

@@ -21,9 +21,11 @@ Result<std::string> content_text(const Json& content) {
     const auto type = part.is_object() ? part.find("type") : part.end();
     if (!part.is_object() || type == part.end() || !type->is_string())
       return Status(Code::kInvalidArgument, "each part of `content` must be an object with a `type`");
-    if (*type != "text") return Status(Code::kInvalidArgument, fmt::format("content parts of type {} are not supported, only \"text\"", type->dump()));
+    if (*type != "text")
+      return Status(Code::kInvalidArgument, fmt::format("content parts of type {} are not supported, only \"text\"", type->dump()));
     const auto value = part.find("text");
-    if (value == part.end() || !value->is_string()) return Status(Code::kInvalidArgument, "a content part of type \"text\" must have a string `text`");
+    if (value == part.end() || !value->is_string())
+      return Status(Code::kInvalidArgument, "a content part of type \"text\" must have a string `text`");
     text += value->get<std::string>();
   }
   return text;
@@ -52,15 +54,18 @@ Result<Json> normalize_messages(const Json& messages) {
 void refuse_unsupported(Fields& fields, Endpoint endpoint) {
   if (const Json* tools = fields.find("tools"); tools && !(tools->is_array() && tools->empty())) {
     const Json* choice = fields.find("tool_choice");
-    if (!choice || *choice != "none") fields.fail("tools", "tool calls are not supported by this version; send `tool_choice`: \"none\" to answer without them");
+    if (!choice || *choice != "none")
+      fields.fail("tools", "tool calls are not supported by this version; send `tool_choice`: \"none\" to answer without them");
   }
   if (const Json* format = fields.find("response_format")) {
     const auto type = format->is_object() ? format->find("type") : format->end();
-    if (type == format->end() || *type != "text") fields.fail("response_format", "only `response_format` {\"type\":\"text\"} is supported by this version");
+    if (type == format->end() || *type != "text")
+      fields.fail("response_format", "only `response_format` {\"type\":\"text\"} is supported by this version");
   }
   for (const char* name : {"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"})
     fields.refuse(name, "structured output comes in a later version");
-  for (const char* name : {"bad_words", "allowed_token_ids", "truncate_prompt_tokens", "logits_processors", "prompt_embeds", "prompt_logprobs"})
+  for (const char* name :
+       {"bad_words", "allowed_token_ids", "truncate_prompt_tokens", "logits_processors", "prompt_embeds", "prompt_logprobs"})
     fields.refuse(name, "this version does not implement it");
   if (fields.boolean("use_beam_search", false)) fields.fail("use_beam_search", "beam search is not supported");
   if (endpoint == Endpoint::kChat) {
@@ -81,8 +86,10 @@ void parse_logit_bias(Fields& fields, const FrontEnd& front, wire::SamplingParam
     const bool digits = !key.empty() && key.size() < 10 && std::all_of(key.begin(), key.end(), [](char c) { return c >= '0' && c <= '9'; });
     const int id = digits ? std::stoi(key) : -1;
     if (id < 0 || id >= front.tokenizer->vocab_size())
-      return fields.fail("logit_bias", fmt::format("`logit_bias` names token {}, which is not in the vocabulary of {}", key, front.tokenizer->vocab_size()));
-    if (!value.is_number() || !(std::abs(value.get<double>()) <= 100)) return fields.fail("logit_bias", "values of `logit_bias` must be between -100 and 100");
+      return fields.fail("logit_bias", fmt::format("`logit_bias` names token {}, which is not in the vocabulary of {}", key,
+                                                   front.tokenizer->vocab_size()));
+    if (!value.is_number() || !(std::abs(value.get<double>()) <= 100))
+      return fields.fail("logit_bias", "values of `logit_bias` must be between -100 and 100");
     sampling.logit_bias.emplace_back(id, value.get<float>());
   }
   std::sort(sampling.logit_bias.begin(), sampling.logit_bias.end());
@@ -123,8 +130,10 @@ std::string context_clause(const FrontEnd& front) {
   return fmt::format("This model's maximum context length is {} tokens. However, ", front.max_model_len);
 }
 void refuse_length(Fields& fields, const FrontEnd& front, std::int64_t n_prompt) {
-  fields.fail("input_tokens", context_clause(front) + fmt::format("your prompt contains {} input tokens, which leaves no room for an answer. "
-                                                                  "Please reduce the length of the input prompt.", n_prompt));
+  fields.fail("input_tokens",
+              context_clause(front) + fmt::format("your prompt contains {} input tokens, which leaves no room for an answer. "
+                                                  "Please reduce the length of the input prompt.",
+                                                  n_prompt));
 }
 
 // The prompts of a completion: a text, a list of texts, a list of ids, or a list of lists of ids.
@@ -145,14 +154,16 @@ void parse_prompts(Fields& fields, const FrontEnd& front, bool add_special, Pars
     std::vector<TokenId> one;
     for (const Json& id : list) {
       if (!id.is_number_integer() || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() >= front.tokenizer->vocab_size())
-        return fields.fail("prompt", fmt::format("`prompt` contains {}, which is not a token id below {}", id.dump().substr(0, 40), front.tokenizer->vocab_size()));
+        return fields.fail("prompt", fmt::format("`prompt` contains {}, which is not a token id below {}", id.dump().substr(0, 40),
+                                                 front.tokenizer->vocab_size()));
       one.push_back(static_cast<TokenId>(id.get<std::int64_t>()));
     }
     out.prompt_texts.push_back(front.tokenizer->decode(one, false));
     ids.push_back(std::move(one));
   };
   if (prompt->is_string()) return add_text(*prompt);
-  if (!prompt->is_array()) return fields.fail("prompt", "`prompt` must be a string, a list of strings, a list of token ids, or a list of such lists");
+  if (!prompt->is_array())
+    return fields.fail("prompt", "`prompt` must be a string, a list of strings, a list of token ids, or a list of such lists");
   if (prompt->empty()) return fields.fail("prompt", "`prompt` must not be empty");
   if (prompt->front().is_number()) return add_ids(*prompt);
   if (prompt->size() > 256) return fields.fail("prompt", "`prompt` may hold at most 256 prompts");
@@ -176,17 +187,23 @@ void parse_max_tokens(Fields& fields, const FrontEnd& front, Endpoint endpoint, 
   if (!fields.ok()) return;
   if (room < 1) return refuse_length(fields, front, n_prompt);
   if (wanted && *wanted > room)
-    return fields.fail("input_tokens", context_clause(front) + fmt::format("you requested {} output tokens and your prompt contains {} input tokens, for a total of {} tokens. "
-                                                                 "Please reduce the length of the input prompt or the number of requested output tokens.",
-                                                                 *wanted, n_prompt, static_cast<double>(*wanted) + static_cast<double>(n_prompt) > 9e18 ? INT64_MAX : *wanted + n_prompt));
+    return fields.fail(
+        "input_tokens",
+        context_clause(front) +
+            fmt::format("you requested {} output tokens and your prompt contains {} input tokens, for a total of {} tokens. "
+                        "Please reduce the length of the input prompt or the number of requested output tokens.",
+                        *wanted, n_prompt,
+                        static_cast<double>(*wanted) + static_cast<double>(n_prompt) > 9e18 ? INT64_MAX : *wanted + n_prompt));
   const std::int64_t fallback = front.defaults.max_tokens ? *front.defaults.max_tokens : endpoint == Endpoint::kChat ? room : 16;
   s.max_tokens = static_cast<int>(std::min(room, wanted.value_or(fallback)));
-  if (s.min_tokens > s.max_tokens) fields.fail("min_tokens", fmt::format("`min_tokens` ({}) must not exceed the maximum of {} tokens", s.min_tokens, s.max_tokens));
+  if (s.min_tokens > s.max_tokens)
+    fields.fail("min_tokens", fmt::format("`min_tokens` ({}) must not exceed the maximum of {} tokens", s.min_tokens, s.max_tokens));
 }
 
 void parse_choices(Fields& fields, const wire::SamplingParams& sampling, wire::GenerateRequest& request) {
   request.n = static_cast<int>(fields.integer("n", 1, kChoicesMax).value_or(1));
-  if (request.n > 1 && sampling.temperature < 1e-5f) fields.fail("n", fmt::format("`n` must be 1 when using greedy sampling, got {}", request.n));
+  if (request.n > 1 && sampling.temperature < 1e-5f)
+    fields.fail("n", fmt::format("`n` must be 1 when using greedy sampling, got {}", request.n));
   const auto best_of = fields.integer("best_of", 1, kChoicesMax);
   if (best_of && *best_of != 1 && *best_of != request.n) fields.fail("best_of", "`best_of` other than `n` is not supported");
 }

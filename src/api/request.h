@@ -1,5 +1,6 @@
 #pragma once
-// A chat or completion request: JSON checked and turned into one or more GenerateRequests and what the front end must remember to answer it.
+// A chat or completion request: JSON checked and turned into one or more GenerateRequests and what the front end must remember to answer
+// it.
 
 #include <cstdint>
 #include <functional>
@@ -57,8 +58,8 @@ struct ParsedRequest {
 // `body` is the parsed JSON of the request. Seeds that the client did not give are drawn here.
 std::optional<ApiError> parse_request(const FrontEnd& front, Endpoint endpoint, const Json& body, ParsedRequest& out);
 
-// Whether a text can fit into the context at all. Tokenising takes a second a megabyte, during which nobody else is served: what cannot fit is
-// refused before. `what`: "prompt", "messages".
+// Whether a text can fit into the context at all. Tokenising takes a second a megabyte, during which nobody else is served: what cannot fit
+// is refused before. `what`: "prompt", "messages".
 Status check_length(const FrontEnd& front, std::string_view text, std::string_view what);
 
 // The conversation as the model sees it; shared with /tokenize.
