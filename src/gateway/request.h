@@ -65,7 +65,7 @@ struct Core::Request {
   // Nobody is left who would send them.
   bool prompt_logprobs_lost() const {
     return wants_prompt_logprobs() && std::ranges::none_of(runs, [](const Run& run) {
-             return run.prefill_leg || run.state == RunState::kReserving || run.state == RunState::kPrefilling;
+             return run.prefill_leg || run.state < RunState::kDecoding;
            });
   }
   Run* run_of(int choice) {
