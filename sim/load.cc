@@ -70,9 +70,8 @@ std::vector<ClientPlan> make_load(const Load& load, std::int64_t max_model_len, 
   return plans;
 }
 
-Client::Client(Host& host, Trace& trace, ClientPlan plan, const ModelShape& shape, std::int64_t max_model_len, bool refusals,
-               Failures& failures)
-    : host_(host), trace_(trace), plan_(std::move(plan)), refusals_(refusals), failures_(failures) {
+Client::Client(Host& host, Trace& trace, ClientPlan plan, const ModelShape& shape, std::int64_t max_model_len, Failures& failures)
+    : host_(host), trace_(trace), plan_(std::move(plan)), failures_(failures) {
   for (int c = 0; c < plan_.request.n; ++c) choices_[c].expected = reference(shape, plan_.request, c, max_model_len);
 }
 
@@ -209,10 +208,6 @@ void Client::on_done(Status status) {
   if (status.code() == Code::kDeadlineExceeded) {
     if (now() < arrived_ + plan_.request.timeout) fail("its deadline came early: " + status.to_string());
     return end(Outcome::kDeadline);
-  }
-  if (status.code() == Code::kResourceExhausted && refusals_) {
-    if (tokens_ > 0) fail("refused after its first token: " + status.to_string());
-    return end(Outcome::kRefused);
   }
   fail("failed: " + status.to_string());
   end(Outcome::kFailed);

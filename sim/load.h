@@ -29,13 +29,13 @@ std::vector<ClientPlan> make_load(const Load& load, std::int64_t max_model_len, 
 // One client. Everything that its stream must never do goes to `failures`.
 class Client final : public wire::GenerateSink, public std::enable_shared_from_this<Client> {
  public:
-  enum class Outcome : std::uint8_t { kNone, kComplete, kCancelled, kRefused, kDeadline, kFailed };
+  enum class Outcome : std::uint8_t { kNone, kComplete, kCancelled, kDeadline, kFailed };
   struct Failures {
     std::vector<std::string> messages;
     static constexpr std::size_t kMax = 20;
   };
 
-  Client(Host& host, Trace& trace, ClientPlan plan, const ModelShape& shape, std::int64_t max_model_len, bool refusals, Failures& failures);
+  Client(Host& host, Trace& trace, ClientPlan plan, const ModelShape& shape, std::int64_t max_model_len, Failures& failures);
   void start(wire::Generator& generator);
   void drop() { call_.reset(); }  // without an outcome: the run is over
 
@@ -65,7 +65,6 @@ class Client final : public wire::GenerateSink, public std::enable_shared_from_t
   Host& host_;
   Trace& trace_;
   const ClientPlan plan_;
-  const bool refusals_;
   Failures& failures_;
   std::map<int, Choice> choices_;
   std::unique_ptr<wire::GenerateCall> call_;

@@ -25,8 +25,7 @@ class Run {
     Host& host = cluster_.gateway().host();
     for (ClientPlan& plan : plans) {
       const Duration arrival = kWarmUp + plan.arrival;
-      clients_.push_back(std::make_shared<Client>(host, world_.trace, std::move(plan), cluster_.model(), Cluster::kMaxModelLen,
-                                                  scenario.refusals, failures_));
+      clients_.push_back(std::make_shared<Client>(host, world_.trace, std::move(plan), cluster_.model(), Cluster::kMaxModelLen, failures_));
       host.after(arrival, [this, client = clients_.back()] { client->start(cluster_.gateway().gateway()); });
     }
     host.after(kWarmUp, [this] {
@@ -95,9 +94,6 @@ class Run {
         case Client::Outcome::kCancelled:
           ++result_.cancelled;
           break;
-        case Client::Outcome::kRefused:
-          ++result_.refused;
-          break;
         case Client::Outcome::kDeadline:
           ++result_.deadline;
           break;
@@ -114,6 +110,7 @@ class Run {
       result_.prefix_hits += s.prefix_hits;
     }
     const gateway::Stats s = cluster_.gateway().gateway().stats();
+    result_.queued = s.queued;
     result_.retries =
         s.retries_decode_refused + s.retries_decode_failed + s.retries_prefill_refused + s.retries_prefill_failed + s.retries_nacked;
     result_.hash = world_.trace.hash();
@@ -139,13 +136,14 @@ RunResult run(const Scenario& scenario, std::uint64_t seed, std::ostream* trace)
 std::string summary(const Scenario& scenario, const RunResult& r) {
   char line[320];
   std::snprintf(line, sizeof line,
-                "%-14s seed %-8llu hash %016llx  %s  %7.3f s  %8llu events  %3d requests: %d complete, %d cancelled, %d refused, %d late  "
-                "%llu tokens  %llu hand-offs (%.1f MB)  %llu preempted  %llu prefix hits  %llu retries",
+                "%-14s seed %-8llu hash %016llx  %s  %7.3f s  %8llu events  %3d requests: %d complete, %d cancelled, %d late  "
+                "%llu tokens  %llu hand-offs (%.1f MB)  %llu preempted  %llu prefix hits  %llu queued  %llu retries",
                 scenario.name.c_str(), static_cast<unsigned long long>(r.seed), static_cast<unsigned long long>(r.hash),
                 r.ok() ? "ok    " : "FAILED", to_seconds(r.virtual_time), static_cast<unsigned long long>(r.events), r.requests, r.complete,
-                r.cancelled, r.refused, r.deadline, static_cast<unsigned long long>(r.tokens), static_cast<unsigned long long>(r.handoffs),
+                r.cancelled, r.deadline, static_cast<unsigned long long>(r.tokens), static_cast<unsigned long long>(r.handoffs),
                 static_cast<double>(r.kv_bytes) / 1e6, static_cast<unsigned long long>(r.preemptions),
-                static_cast<unsigned long long>(r.prefix_hits), static_cast<unsigned long long>(r.retries));
+                static_cast<unsigned long long>(r.prefix_hits), static_cast<unsigned long long>(r.queued),
+                static_cast<unsigned long long>(r.retries));
   return line;
 }
 

@@ -26,17 +26,17 @@ std::vector<Scenario> make() {
     s.workers = {{.count = 2, .role = Role::kBoth, .block_tokens = {8, 16, 32}}};
   }
   {
-    Scenario& s =
-        add("burst", "groups of 50 requests at once on 1P + 2D with little KV: what cannot be reserved is refused, the rest completes");
+    Scenario& s = add("burst", "groups of 50 requests at once on 1P + 2D with little KV: they wait at the gateway for room");
     s.workers = {{.count = 1, .role = Role::kPrefill, .block_tokens = {16}},
                  {.count = 2, .role = Role::kDecode, .pool_tokens = 4096, .block_tokens = {16, 32}, .max_num_seqs = 16}};
     s.load.requests = 150;
     s.load.burst = 50;
-    s.refusals = s.expects_refusal = true;
+    s.expects_queue = true;
   }
   {
     Scenario& s =
-        add("slow-decode", "decode ten times slower than usual, long outputs: reservations push back, sequences share few blocks");
+        add("slow-decode",
+            "decode ten times slower than usual, long outputs: requests wait for room at the gateway, and nothing waits prefilled");
     s.workers = {{.count = 2, .role = Role::kPrefill, .block_tokens = {16, 32}},
                  {.count = 1,
                   .role = Role::kDecode,
@@ -46,7 +46,8 @@ std::vector<Scenario> make() {
     s.load.output_min = 40;
     s.load.output_max = 150;
     s.load.gap = milliseconds(150);
-    s.refusals = s.expects_refusal = true;
+    s.load.requests = 60;
+    s.expects_queue = true;
   }
   {
     Scenario& s =
@@ -64,7 +65,6 @@ std::vector<Scenario> make() {
     s.load.several_choices = 30;
     s.load.gap = milliseconds(15);
     s.expects_cancel = true;
-    s.refusals = true;
   }
   {
     Scenario& s =
@@ -72,8 +72,24 @@ std::vector<Scenario> make() {
     s.workers = {{.count = 1, .role = Role::kPrefill, .block_tokens = {16}, .device = {.prefill_token = 400'000}},
                  {.count = 1, .role = Role::kDecode, .block_tokens = {16}, .device = {.step = 10'000'000}}};
     s.load.short_timeouts = 60;
-    s.refusals = s.expects_deadline = true;
+    s.expects_deadline = true;
     s.no_retries = false;  // a worker's deadline may come first
+  }
+  {
+    Scenario& s = add("stress", "too much of everything: bursts on small pools, clients that leave, deadlines, several choices");
+    s.workers = {{.count = 2, .role = Role::kPrefill, .pool_tokens = 2048, .block_tokens = {8, 16, 32}},
+                 {.count = 2, .role = Role::kDecode, .pool_tokens = 2048, .block_tokens = {8, 16, 32}, .max_num_seqs = 12}};
+    s.load.requests = 150;
+    s.load.burst = 25;
+    s.load.gap = milliseconds(15);
+    s.load.output_max = 100;
+    s.load.cancelled = 35;
+    s.load.choice_finished = 20;
+    s.load.several_choices = 25;
+    s.load.prompt_logprobs = 15;
+    s.load.short_timeouts = 20;
+    s.no_retries = false;
+    s.expects_queue = s.expects_cancel = s.expects_deadline = true;
   }
   {
     Scenario& s = add("slow-network", "10 ms away, 1 MB/s, every message in pieces");

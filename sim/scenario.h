@@ -46,12 +46,11 @@ struct Scenario {
   Load load;
   NetworkModel network = {};
   FabricModel fabric = {};
-  bool refusals = false;                       // requests may end with kResourceExhausted
   Duration limit = std::chrono::minutes(2);    // from the last arrival to the last outcome, in virtual time
   Duration settle = std::chrono::seconds(10);  // from there to quiescence
   bool no_retries = true;                      // nothing fails here, so nothing may be tried twice
   // What a run of it must have met for it to be worth something; summed over seeds by the tests.
-  bool expects_preemption = false, expects_refusal = false, expects_cancel = false, expects_deadline = false;
+  bool expects_preemption = false, expects_queue = false, expects_cancel = false, expects_deadline = false;
 };
 
 std::span<const Scenario> scenarios();
