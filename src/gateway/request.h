@@ -64,9 +64,8 @@ struct Core::Request {
   bool wants_prompt_logprobs() const { return base.sampling.prompt_logprobs >= 0 && !prompt_logprobs_sent; }
   // Nobody is left who would send them.
   bool prompt_logprobs_lost() const {
-    return wants_prompt_logprobs() && std::ranges::none_of(runs, [](const Run& run) {
-             return run.prefill_leg || run.state < RunState::kDecoding;
-           });
+    return wants_prompt_logprobs() &&
+           std::ranges::none_of(runs, [](const Run& run) { return run.prefill_leg || run.state < RunState::kDecoding; });
   }
   Run* run_of(int choice) {
     for (Run& run : runs)
