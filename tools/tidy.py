@@ -256,15 +256,19 @@ def check_format(tree):
         return
     paths = [path for path, _ in tree.code(CPP)]
 
-    def one(path):
-        command = [tool, "--dry-run", "-Werror", "--style=file", "--ferror-limit=1", path]
+    def some(batch):
+        command = [tool, "--dry-run", "-Werror", "--style=file", *batch]
         done = subprocess.run(command, cwd=tree.root, capture_output=True, text=True, check=False)
-        found = re.search(r":(\d+):\d+: error", done.stderr)
-        return path, None if done.returncode == 0 else int(found.group(1)) if found else 1
+        first = {}
+        for path, line in re.findall(r"^(\S+):(\d+):\d+: error", done.stderr, re.M):
+            first.setdefault(path, int(line))
+        if done.returncode != 0 and not first:
+            first[batch[0]] = 1
+        return first.items()
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for path, line in pool.map(one, paths):
-            if line is not None:
+        for found in pool.map(some, [paths[at:at + 16] for at in range(0, len(paths), 16)]):
+            for path, line in found:
                 yield path, line, "is not formatted: tools/tidy.py --format"
 
 
