@@ -163,6 +163,7 @@ void Core::finish_if_complete(Request& request, TimePoint now) {
 }
 
 void Core::sweep(TimePoint now) {
+  settle_probe();
   if (std::exchange(room_changed_, false)) dispatch_queue(now);
   for (const RequestKey key : closed_) requests_.erase(key);
   closed_.clear();
@@ -185,6 +186,17 @@ void Core::enqueue(Request& request, std::size_t run_index, TimePoint now) {
     ++stats_.queued;
     note(request, now, "queued", run.refusal ? run.refusal->message() : "");
   }
+  run.refusal.reset();  // the next round's answer counts: by then there may be no worker left
+}
+
+// The run that asks again has its answer, or is gone.
+void Core::settle_probe() {
+  if (!probe_) return;
+  const Request* request = find(probe_->first);
+  const RunState state = request == nullptr ? RunState::kEnded : request->runs[probe_->second].state;
+  if (state == RunState::kReserving) return;
+  probe_.reset();
+  if (state != RunState::kQueued) room_changed_ = true;  // refused once more: the others would be too
 }
 
 // Starts runs from the head until one finds no room. Nobody overtakes it: what was short of room for it would be taken by smaller ones for
@@ -192,7 +204,7 @@ void Core::enqueue(Request& request, std::size_t run_index, TimePoint now) {
 void Core::dispatch_queue(TimePoint now) {
   if (dispatching_) return;
   dispatching_ = true;
-  while (!queue_.empty()) {
+  while (!queue_.empty() && !probe_) {
     const QueueKey head = *queue_.begin();
     queue_.erase(queue_.begin());
     Request* request = find(std::get<2>(head));
@@ -200,7 +212,10 @@ void Core::dispatch_queue(TimePoint now) {
     const std::size_t run_index = std::get<3>(head);
     if (request->runs[run_index].state != RunState::kQueued) continue;
     start_run(*request, run_index, now);
-    if (!request->closed && request->runs[run_index].state == RunState::kQueued) break;
+    if (request->closed) continue;
+    const Run& run = request->runs[run_index];
+    if (run.state == RunState::kQueued) break;
+    if (run.lacked_room && run.state == RunState::kReserving) probe_ = {request->key, run_index};
   }
   dispatching_ = false;
   room_changed_ = false;
@@ -286,6 +301,7 @@ void Core::lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> 
   for (const auto& [id, leg] : legs_)
     if (leg.worker == worker && (!living || leg.incarnation != *living)) lost.push_back(id);
   const Status status(Code::kUnavailable, registry_.at(worker).name() + " " + why);
+  room_changed_ = true;  // it may have been the last one: who waits must hear of it
   for (const LegId id : lost) {
     const auto leg = legs_.find(id);
     if (leg == legs_.end()) continue;  // went with its partner

@@ -156,6 +156,7 @@ class Core {
   void sweep(TimePoint now);
   void enqueue(Request& request, std::size_t run_index, TimePoint now);
   void dispatch_queue(TimePoint now);
+  void settle_probe();
   void wake_at(Request& request, TimePoint at);
   void expire(Request& request, TimePoint now);
   void lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> living, const std::string& why);
@@ -173,6 +174,7 @@ class Core {
                       bool nacked);
   bool count_failure(Request& request, TimePoint now, const Status& status);
   void restart(Request& request, std::size_t run_index, TimePoint now);
+  void finish_ended(Request& request, int choice);
   void set_wait(Request& request, Run& run, TimePoint now, Duration wait, std::string what);
   void on_committed(Request& request, std::size_t run_index, TimePoint now, wire::Committed event);
   void on_tokens(Request& request, LegId leg, TimePoint now, std::vector<wire::TokenEvent> tokens);
@@ -198,6 +200,8 @@ class Core {
   using QueueKey = std::tuple<int, TimePoint, RequestKey, std::size_t>;
   QueueKey queue_key(const Request& request, std::size_t run_index) const;
   std::set<QueueKey> queue_;
+  // A run that was refused for want of room and asks again. Nobody else asks before its answer: what it is short of would go to smaller ones for ever.
+  std::optional<std::pair<RequestKey, std::size_t>> probe_;
   bool room_changed_ = false;  // a leg ended, or a worker reported: the queue's head may fit now
   bool dispatching_ = false;
   std::vector<RequestKey> closed_;  // to be erased when the event that closed them is over

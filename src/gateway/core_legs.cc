@@ -89,7 +89,8 @@ void Core::remember_prefix(WorkerId id, const Request& request, std::span<const 
 // Leg 1: a decode worker that reserves for the whole run, or serves it alone.
 void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   Run& run = request.runs[run_index];
-  if (!queue_.empty() && !dispatching_) {  // others wait already
+  const bool asks_again = probe_ == std::pair(request.key, run_index);
+  if ((!queue_.empty() || probe_) && !dispatching_ && !asks_again) {  // others wait already
     room_changed_ = true;
     return enqueue(request, run_index, now);
   }
@@ -147,7 +148,7 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
   if (!placed.ok()) {
     if (run.refusal) return finish(request, now, *run.refusal);
     cancel_leg(run.decode_leg);  // every prefill worker is gone: place anew, which may mean D alone
-    return start_run(request, run_index, now);
+    return restart(request, run_index, now);
   }
   const Worker& worker = registry_.at(*placed);
   const Worker& decoder = registry_.at(run.decode_worker);
@@ -193,6 +194,7 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                    if (leg.prefill || run.local || run.state != RunState::kReserving) return;  // a repeated one
                    run.lease = e.lease;
                    run.refusal.reset();
+                   run.lacked_room = false;
                    if (served.reserved_ms < 0) served.reserved_ms = offset_ms();
                    note(request, now, "reserved", worker);
                    start_prefill(request, leg.run, now);
@@ -251,10 +253,17 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
   Run& run = request.runs[leg.run];
   if (!leg.prefill && !run.local && run.state != RunState::kDecoding) return garbage(request, id, now, "tokens before the commit");
   std::vector<wire::TokenEvent> ready;
+  // What was taken before the nonsense is emitted: a continuation starts behind it.
+  const auto nonsense = [&](const std::string& what) {
+    stats_.tokens += ready.size();
+    request.record.tokens += static_cast<std::int64_t>(ready.size());
+    for (wire::TokenEvent& token : ready) deliver(request, std::move(token));
+    garbage(request, id, now, what);
+  };
   for (wire::TokenEvent& token : tokens) {
     const int choice = token.choice;
     const std::int32_t position = token.position;
-    if (choice < run.first || choice >= run.first + run.n) return garbage(request, id, now, "token of choice " + std::to_string(choice));
+    if (choice < run.first || choice >= run.first + run.n) return nonsense("token of choice " + std::to_string(choice));
     switch (request.choice(choice)->offer(std::move(token), ready)) {
       case ChoiceStream::Verdict::kNew:
       case ChoiceStream::Verdict::kHeld:
@@ -268,7 +277,7 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
         note(request, now, "conflict", "choice " + std::to_string(choice) + ", position " + std::to_string(position));
         return finish(request, now, Status(Code::kDataLoss, "two workers gave different tokens for position " + std::to_string(position)));
       case ChoiceStream::Verdict::kGarbage:
-        return garbage(request, id, now, "token at position " + std::to_string(position));
+        return nonsense("token at position " + std::to_string(position));
     }
   }
   if (leg.prefill || run.state == RunState::kPrefilling) {  // the prompt is computed: its queue is shorter
@@ -452,11 +461,30 @@ void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now,
   if (refused) {
     run.tried.refused.insert(worker);
     run.refusal = status;
+    run.lacked_room |= status.code() == Code::kResourceExhausted;
   } else {
     run.tried.failed.insert(worker);
     if (!count_failure(request, now, status)) return;
   }
   restart(request, run_index, now);
+}
+
+// A choice whose last token was its end has no more to say, though its finish was lost with the worker. The rule is the engine's; the limit of the
+// context is part of max_tokens already.
+void Core::finish_ended(Request& request, int choice) {
+  ChoiceStream& stream = *request.choice(choice);
+  const wire::SamplingParams& p = request.base.sampling;
+  const auto before = static_cast<std::int64_t>(request.base.ids.size()) - request.base.n_prompt;
+  const std::int64_t generated = before + std::ssize(stream.tokens());
+  if (stream.finished() || stream.tokens().empty()) return;
+  const TokenId last = stream.tokens().back();
+  const auto in = [last](const std::vector<TokenId>& ids) { return std::ranges::find(ids, last) != ids.end(); };
+  const bool stopped = generated > p.min_tokens && ((!p.ignore_eos && in(p.eos_ids)) || in(p.stop_token_ids));
+  if (!stopped && generated < p.max_tokens) return;
+  wire::FinishEvent event{.choice = choice, .reason = wire::FinishReason::kLength, .stop_token = {}};
+  if (stopped) event.reason = wire::FinishReason::kStop, event.stop_token = last;
+  stream.finish();
+  deliver(request, event);
 }
 
 // Goes on elsewhere from what was emitted. Choices that have parted need a run each.
@@ -467,17 +495,19 @@ void Core::restart(Request& request, std::size_t run_index, TimePoint now) {
   for (int choice = old.first; choice < old.first + old.n; ++choice) {
     ChoiceStream& stream = *request.choice(choice);
     stream.drop_held();
+    finish_ended(request, choice);
     emitted |= !stream.tokens().empty();
     parted |= !stream.tokens().empty() || stream.finished();
     if (!stream.finished()) unfinished.push_back(choice);
   }
-  if (emitted) ++stats_.resumed;
-  if (old.n == 1 || !parted) return start_run(request, run_index, now);
+  if (emitted && !unfinished.empty()) ++stats_.resumed;
+  if (!unfinished.empty() && (old.n == 1 || !parted)) return start_run(request, run_index, now);
   request.runs[run_index].state = RunState::kEnded;
   request.runs[run_index].deadline = kNever;
+  if (unfinished.empty()) return finish_if_complete(request, now);
   for (const int choice : unfinished) {
     if (request.closed) return;
-    request.runs.push_back(Run{.first = choice, .n = 1, .tried = old.tried, .refusal = old.refusal});
+    request.runs.push_back(Run{.first = choice, .n = 1, .tried = old.tried, .refusal = old.refusal, .lacked_room = old.lacked_room});
     start_run(request, request.runs.size() - 1, now);
   }
 }

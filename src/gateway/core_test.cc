@@ -320,6 +320,55 @@ TEST_F(CoreTest, ARequestWiderThanAWorkerGetsAnEmptyOne) {
   EXPECT_EQ(decodes_.size(), 1u) << "whether it can ever fit is the worker's to say";
 }
 
+TEST_F(CoreTest, ARequestThatWaitsForRoomFailsWhenTheLastWorkerDies) {
+  start({{"w0", Role::kBoth}});
+  submit(request_of({1, 2, 3}));
+  ended(decode(), LegEnd::Kind::kRefused, Status(Code::kResourceExhausted, "full"));
+  EXPECT_TRUE(done_.empty());
+  core_->on_poll_failed(now_, WorkerId(0), true, "connection refused");
+  pump();
+  ASSERT_EQ(done_.size(), 1u) << "no report will ever wake it";
+  EXPECT_EQ(done_[0].code(), Code::kUnavailable);
+}
+
+TEST_F(CoreTest, SmallRequestsDoNotOvertakeOneThatWasRefused) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  const Status full(Code::kResourceExhausted, "no KV blocks");
+  auto big = request_of(std::vector<TokenId>(500, 1)), small = request_of({1, 2, 3}), other = request_of({4});
+  big.id = "big", small.id = "small", other.id = "other";
+  submit(std::move(big));
+  ended(decode(), LegEnd::Kind::kRefused, full);
+  submit(std::move(small));
+  ASSERT_EQ(decodes_.size(), 2u);
+  EXPECT_EQ(decodes_[1].body.request.id, "big") << "the head asks again";
+  submit(std::move(other));
+  EXPECT_EQ(decodes_.size(), 2u) << "and nobody else does before its answer";
+  ended(decode(), LegEnd::Kind::kRefused, full);
+  EXPECT_EQ(decodes_.size(), 2u);
+  core_->on_status(now_, WorkerId(1), healthy("d0", Role::kDecode));
+  pump();
+  ASSERT_EQ(decodes_.size(), 3u);
+  EXPECT_EQ(decodes_[2].body.request.id, "big");
+  event(decode(), wire::Reserved{LeaseId(7)});
+  ASSERT_EQ(decodes_.size(), 5u);
+  EXPECT_EQ(decodes_[3].body.request.id, "small");
+  EXPECT_EQ(decodes_[4].body.request.id, "other");
+}
+
+TEST_F(CoreTest, ARefusedHeadThatGoesAwayLetsTheOthersAsk) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  auto big = request_of(std::vector<TokenId>(500, 1));
+  big.id = "big";
+  const RequestKey key = submit(std::move(big));
+  ended(decode(), LegEnd::Kind::kRefused, Status(Code::kResourceExhausted, "no KV blocks"));
+  submit(request_of({1, 2, 3}));
+  ASSERT_EQ(decodes_.size(), 2u);
+  core_->cancel(now_, key);
+  pump();
+  ASSERT_EQ(decodes_.size(), 3u);
+  EXPECT_EQ(decodes_[2].body.request.id, "req-1");
+}
+
 TEST_F(CoreTest, ABadRequestIsNotRetried) {
   start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
   submit(request_of({1, 2, 3}));
@@ -404,6 +453,48 @@ TEST_F(CoreTest, ChoicesThatHavePartedResumeOneByOne) {
   ASSERT_EQ(done_.size(), 1u);
   EXPECT_TRUE(done_[0].ok());
   EXPECT_EQ(core_->open_legs(), 0u);
+}
+
+// Its finish was lost with the worker. To go on from such a token would say more than the model did.
+TEST_F(CoreTest, AChoiceWhoseLastTokenWasItsEndIsNotResumed) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  auto r = request_of({1, 2}, 2);
+  r.sampling.eos_ids = {7};
+  submit(std::move(r));
+  event(decode(), wire::Reserved{LeaseId(1)});
+  event(prefill(), wire::Tokens{{token(2, 7, 0), token(2, 20, 1)}});
+  ended(decode(), LegEnd::Kind::kBroken, kLost);
+  ASSERT_EQ(finishes_.size(), 1u);
+  EXPECT_EQ(finishes_[0].choice, 0);
+  EXPECT_EQ(finishes_[0].reason, wire::FinishReason::kStop);
+  EXPECT_EQ(finishes_[0].stop_token, 7);
+  ASSERT_EQ(decodes_.size(), 2u);
+  EXPECT_EQ(decodes_[1].body.request.first_choice, 1);
+}
+
+TEST_F(CoreTest, TheLastOfMaxTokensEndsAChoiceWhoseWorkerDied) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  auto r = request_of({1, 2, 3});
+  r.sampling.max_tokens = 2;
+  submit(std::move(r));
+  up_to_commit(3, 50);
+  event(prefill(), wire::Done{});
+  event(decode(), wire::Tokens{{token(4, 51)}});
+  ended(decode(), LegEnd::Kind::kBroken, kLost);
+  EXPECT_EQ(decodes_.size(), 1u);
+  ASSERT_EQ(finishes_.size(), 1u);
+  EXPECT_EQ(finishes_[0].reason, wire::FinishReason::kLength);
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_TRUE(done_[0].ok());
+}
+
+TEST_F(CoreTest, TokensBeforeNonsenseAreNotLost) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  up_to_commit(3, 50);
+  event(decode(), wire::Tokens{{token(4, 51), token(5, 52, 7)}});  // no such choice
+  ASSERT_EQ(decodes_.size(), 2u);
+  EXPECT_EQ(tokens_[0].size() + 3, decodes_[1].body.request.ids.size()) << "what is continued from is what the client has";
 }
 
 TEST_F(CoreTest, UnequalTokensForOnePositionFailTheRequest) {

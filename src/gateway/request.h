@@ -34,6 +34,7 @@ struct Core::Run {
   std::string waiting_for{};
   Tried tried{};                    // since the last progress
   std::optional<Status> refusal{};  // what the last worker that refused said
+  bool lacked_room = false;         // refused for want of room since its last reservation
 };
 
 struct Core::Request {
