@@ -1,8 +1,15 @@
 """The commands as people type them."""
 
+import fcntl
 import json
+import os
+import pty
 import re
+import select
+import subprocess
+import termios
 import threading
+import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -122,6 +129,26 @@ class ServerCommandsTest(harness.BatonTest):
         self.assertEqual([[m["content"] for m in r["messages"]] for r in echo.requests], [["Be kind.", "one"], ["Be kind.", "one", "echo", "two"]])
         self.assertTrue(all(r["stream"] for r in echo.requests))
 
+    def test_chat_in_a_terminal(self):
+        """Ctrl-C ends an answer, not the conversation; Ctrl-D leaves; the lines are kept for the next time."""
+        with Terminal(self.home, "chat", "--port", self.port, "--temperature", "0") as terminal:
+            terminal.expect(">>> ")
+            for _ in range(2):
+                terminal.type("Tell me a very long story about a king.\n")
+                terminal.expect("king")
+                terminal.expect(" the ")
+                terminal.type("\x03")
+                terminal.expect("(interrupted)")
+                terminal.expect(">>> ")
+            terminal.type("/set max_tokens 4\n")
+            terminal.expect(">>> ")
+            terminal.type("hello\n")
+            terminal.expect("tok/s]")
+            terminal.expect(">>> ")
+            terminal.type("\x04")
+            self.assertEqual(terminal.process.wait(5), 0)
+        self.assertIn("very\\040long\\040story", (self.home.path / "chat_history").read_text())
+
     def bench(self, *args):
         return self.baton("bench", "serve", "--port", self.port, "--num-prompts", 8, "--random-input-len", 16, "--random-output-len", 8, *args)
 
@@ -188,6 +215,69 @@ class ServerCommandsTest(harness.BatonTest):
     def test_check_json(self):
         report = json.loads(self.baton("check", "--port", self.port, "--json", "--prompt", "Say hello.", "--max-tokens", 8).stdout)
         self.assertLessEqual(report["completion_tokens"], 8)
+
+
+class SeparateProcessesTest(harness.BatonTest):
+    def test_workers_and_gateway_by_hand(self):
+        need_model()
+        ports = {name: harness.free_port() for name in ("p0", "d0", "gateway")}
+        workers = [arg for name, role in (("p0", "prefill"), ("d0", "decode")) for arg in ("--worker", f"{name}={role}@127.0.0.1:{ports[name]}")]
+        commands = [("worker", ALIAS, "--name", name, "--role", role, "--port", ports[name], "--peers", 2, "--kv-cache-memory-bytes", "256MiB")
+                    for name, role in (("p0", "prefill"), ("d0", "decode"))]
+        commands.append(("gateway", ALIAS, "--port", ports["gateway"], "--served-model-name", "by-hand", *workers))
+        processes = []
+        for command in commands:
+            log = open(self.home.path / f"by-hand-{len(processes)}.log", "w")
+            self.addCleanup(log.close)
+            process = subprocess.Popen([harness.PROGRAM, *map(str, command)], env=harness.environment(self.home), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.addCleanup(process.wait)
+            self.addCleanup(process.kill)
+            processes.append(process)
+        check = self.baton("check", "--port", ports["gateway"], "--json") if harness.wait_until(lambda: answers(ports["gateway"]), 30, "ready") else None
+        self.assertEqual(check.returncode, 0, check.stderr)
+        self.assertTrue(json.loads(check.stdout)["served"]["disaggregated"])
+        for process in reversed(processes):
+            process.terminate()
+            self.assertEqual(process.wait(10), 0)
+
+
+def answers(port):
+    try:
+        return harness.get(port, "/health/ready", timeout=2).status == 200
+    except OSError:
+        return False
+
+
+class Terminal:
+    """The program on a pseudo-terminal of its own."""
+
+    def __init__(self, home, *args):
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen([harness.PROGRAM, *map(str, args)], env={**harness.environment(home), "TERM": "xterm"}, stdin=slave, stdout=slave, stderr=slave,
+                                        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+        os.close(slave)
+        self.text = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def expect(self, words, timeout=20):
+        """Waits until `words` appear after what was expected before."""
+        deadline = time.monotonic() + timeout
+        while words not in self.text:
+            ready, _, _ = select.select([self.master], [], [], max(0, deadline - time.monotonic()))
+            if not ready:
+                raise AssertionError(f"not seen within {timeout} s: {words!r}; seen: {self.text!r}")
+            self.text += os.read(self.master, 1 << 16).decode(errors="replace")
+        self.text = self.text.split(words, 1)[1]
 
 
 class BenchEngineTest(harness.BatonTest):

@@ -147,6 +147,49 @@ class KillTest(harness.BatonTest):
             pid, _ = self.kill(server, name)
             self.back(server, name, pid)
 
+    def test_a_worker_that_hangs(self):
+        """Alive as a process, but without progress: its requests go on elsewhere."""
+        server = self.start("--prefill", 1, "--decode", 2, "--threads", 1, "--kv-cache-memory-bytes", "256MiB")
+        reference = self.reference(server)
+        readers = [Reader(server.port, STORY) for _ in range(4)]
+        self.started(readers)
+        self.assertEqual({r.worker for r in readers}, {"d0", "d1"})
+        pid = server.child("d0")
+        self.addCleanup(os.kill, pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGSTOP)
+        for r in readers:
+            r.finish(30)
+            self.assertTrue(r.whole, f"{r.broken} {r.error}")
+            self.assertEqual(r.text, reference)
+        os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: server.workers().get("d0", {}).get("ready"), 10, "d0 is taken back")
+        wait_until(lambda: all(w["running"] == 0 and w["blocks_free"] + w["blocks_cached"] == w["blocks_total"] for w in server.workers().values()), 5,
+                   lambda: f"what hung there is gone: {server.workers()}")
+
+    def test_a_worker_dies_while_the_server_drains(self):
+        server = self.start("--prefill", 1, "--decode", 1)
+        reference = self.reference(server)
+        reader = Reader(server.port, STORY)
+        self.started([reader])
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not server.ready(), 5, "it drains")
+        refused = post(server.port, "/v1/completions", STORY)
+        self.assertEqual((refused.status, refused.headers.get("retry-after")), (503, "1"))
+        _, at = self.kill(server, "d0")
+        self.assert_settled([reader], at, reference)
+        self.assertEqual(server.process.wait(30), 0)
+
+    def test_a_second_signal_stops_at_once(self):
+        server = self.start("--prefill", 1, "--decode", 1)
+        children = list(server.state()["children"].values())
+        reader = Reader(server.port, {**STORY, "max_tokens": 4000})
+        self.started([reader])
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not server.ready(), 5, "it drains")
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(2)
+        self.assertEqual([p for p in children if alive(p)], [])
+
     def test_gateway(self):
         server = self.start("--prefill", 1, "--decode", 1)
         reader = Reader(server.port, STORY)

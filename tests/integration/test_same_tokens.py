@@ -73,6 +73,41 @@ class SameTokensTest(harness.BatonTest):
         self.assertNotEqual([generate(self.aggregated, m, **{**options, "seed": 4321})[0] for m in some], alone)
 
 
+class ChoicesAndPressureTest(harness.BatonTest):
+    def test_eight_choices_are_one_prefill_and_the_same_everywhere(self):
+        body = {"prompt": "Invent a name for a cat:", "n": 8, "max_tokens": 24, "temperature": 1.0, "seed": 5, "return_token_ids": True}
+        said = []
+        for flags in (("--prefill", 1, "--decode", 1), ()):
+            server = self.start(*flags)
+            answer = post(server.port, "/v1/completions", body).json()
+            said.append([c["token_ids"] for c in answer["choices"]])
+            computed = harness.wait_until(lambda: sum(w["prompt_tokens_computed"] for w in server.workers().values()), 3, "the workers' counters")
+            self.assertEqual(computed, answer["usage"]["prompt_tokens"])
+            server.stop()
+        self.assertEqual(said[0], said[1])
+        self.assertEqual(len({tuple(ids) for ids in said[0]}), 8)
+
+    def test_a_full_kv_cache_changes_nothing(self):
+        """More requests than the cache holds: some wait, some are preempted, all say what they say alone."""
+        bodies = [{"prompt": f"Story {i}: " + "the fox and the moon and the river " * (20 + i), "max_tokens": 150, "ignore_eos": True, "temperature": 0} for i in range(12)]
+        alone = None
+        for roles in (("--prefill", 1, "--decode", 1), ()):
+            server = self.start(*roles, "--max-model-len", 1000, "--kv-cache-memory-bytes", "48MiB", "--no-enable-prefix-caching")
+
+            def ask(body, port=server.port):
+                answer = post(port, "/v1/completions", body, timeout=120)
+                self.assertEqual(answer.status, 200, answer.body)
+                return answer.json()
+
+            alone = alone or [ask(b)["choices"][0]["text"] for b in bodies[:4]]
+            together = in_parallel([lambda b=b: ask(b) for b in bodies])
+            self.assertEqual([a["choices"][0]["text"] for a in together[:4]], alone)
+            w = server.workers().popitem()[1]
+            self.assertGreater(sum(a["usage"]["total_tokens"] for a in together), 2 * w["blocks_total"] * w["block_tokens"], "the test is too small to press")
+            harness.wait_until(lambda: all(w["blocks_free"] == w["blocks_total"] for w in server.workers().values()), 3, lambda: f"all blocks are free: {server.workers()}")
+            server.stop()
+
+
 class ManyWorkersTest(harness.BatonTest):
     """Two prefill and two decode workers, a thread each."""
 
