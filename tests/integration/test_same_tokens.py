@@ -89,7 +89,7 @@ class ChoicesAndPressureTest(harness.BatonTest):
 
     def test_a_full_kv_cache_changes_nothing(self):
         """More requests than the cache holds: some wait, some are preempted, all say what they say alone."""
-        bodies = [{"prompt": f"Story {i}: " + "the fox and the moon and the river " * (20 + i), "max_tokens": 150, "ignore_eos": True, "temperature": 0} for i in range(12)]
+        bodies = [{"prompt": f"Story {i}: " + "the fox and the moon and the river " * (20 + i), "max_tokens": 150, "ignore_eos": True, "temperature": 0} for i in range(14)]
         alone = None
         for roles in (("--prefill", 1, "--decode", 1), ()):
             server = self.start(*roles, "--max-model-len", 1000, "--kv-cache-memory-bytes", "48MiB", "--no-enable-prefix-caching")
