@@ -200,7 +200,8 @@ class Core {
   using QueueKey = std::tuple<int, TimePoint, RequestKey, std::size_t>;
   QueueKey queue_key(const Request& request, std::size_t run_index) const;
   std::set<QueueKey> queue_;
-  // A run that was refused for want of room and asks again. Nobody else asks before its answer: what it is short of would go to smaller ones for ever.
+  // A run that was refused for want of room and asks again. Nobody else asks before its answer: what it is short of would go to smaller
+  // ones for ever.
   std::optional<std::pair<RequestKey, std::size_t>> probe_;
   bool room_changed_ = false;  // a leg ended, or a worker reported: the queue's head may fit now
   bool dispatching_ = false;
