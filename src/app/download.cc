@@ -148,7 +148,7 @@ ProgressBar::ProgressBar(std::string label, std::int64_t total)
 
 void ProgressBar::update(std::int64_t done) {
   if (start_bytes_ < 0) start_bytes_ = done;
-  done_ = done;
+  done = done_ = std::max(done_, done);  // what is moved or retried does not take the bar back
   const std::int64_t now = now_us();
   const int tenth = total_ > 0 ? static_cast<int>(done * 10 / total_) : 0;
   if (terminal_ ? now - drawn_us_ < 100'000 : tenth == tenth_) return;
