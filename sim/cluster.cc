@@ -46,7 +46,7 @@ WorkerProcess::WorkerProcess(World& world, const WorkerShape& shape) : world_(wo
   world.network.add(host_);
   const device::KvView view = device::KvView::dense(shape.model.spec(shape.block_tokens, shape.blocks));
   memory_ = std::make_shared<std::vector<std::uint64_t>>(view.spec.bytes() / sizeof(std::uint64_t), 0);
-  fabric_ = std::make_unique<Fabric>(host_, world.trace, world.fabric, world.memories, view, memory_);
+  fabric_ = std::make_unique<Fabric>(host_, world.trace, shape.seed, world.fabric, world.memories, view, memory_);
   engine_ = engine::Engine::create(host_, std::make_unique<Device>(host_, world.trace, shape.device, view, memory_), engine_options(shape));
   const auto dialer = [this](const worker::PeerAddress& address, std::function<void(Result<std::unique_ptr<net::Link>>)> done) {
     world_.network.connect(host_, address.first, address.second, kDialTimeout, std::move(done));
@@ -98,7 +98,7 @@ std::string GatewayProcess::held() const {
   return held.empty() ? held : "the gateway holds " + held + "; ";
 }
 
-Cluster::Cluster(World& world, const Scenario& scenario, std::uint64_t seed) {
+Cluster::Cluster(World& world, const Scenario& scenario, std::uint64_t seed) : world_(world) {
   Rng rng(seed, 2);
   model_.layers = 1 + static_cast<int>(rng.below(5));
   model_.kv_heads = 1 << rng.below(3);
@@ -117,21 +117,61 @@ Cluster::Cluster(World& world, const Scenario& scenario, std::uint64_t seed) {
       shape.max_num_seqs = group.max_num_seqs;
       shape.max_num_batched_tokens = group.max_num_batched_tokens;
       shape.device = group.device;
-      workers_.push_back(std::make_unique<WorkerProcess>(world, shape));
+      workers_[shape.name] = {shape, std::make_unique<WorkerProcess>(world, shape)};
       configs.push_back({shape.name, shape.name, WorkerProcess::kHttpPort, group.role});
     }
   }
   gateway_ = std::make_unique<GatewayProcess>(world, std::move(configs));
 }
 
+std::vector<WorkerProcess*> Cluster::workers() const {
+  std::vector<WorkerProcess*> living;
+  for (const auto& [name, slot] : workers_) {
+    if (slot.process) living.push_back(slot.process.get());
+  }
+  return living;
+}
+
+Host& Cluster::host(const std::string& name) { return name == "gateway" ? gateway_->host() : workers_.at(name).process->host(); }
+
+void Cluster::apply(const Fault& fault) {
+  world_.trace(world_.queue.now(), fault.host, "fault", static_cast<int>(fault.kind), hash_bytes(fault.to));
+  switch (fault.kind) {
+    case Fault::Kind::kCut:
+      return world_.network.cut(fault.host, fault.to);
+    case Fault::Kind::kMend:
+      return world_.network.mend(fault.host, fault.to);
+    case Fault::Kind::kStall:
+      return world_.network.stall(fault.host, fault.to);
+    case Fault::Kind::kRelease:
+      return world_.network.release(fault.host, fault.to);
+    case Fault::Kind::kThrottle:
+      return world_.network.throttle(fault.host, fault.to, fault.bytes_per_ms);
+    case Fault::Kind::kFreeze:
+      return host(fault.host).freeze();
+    case Fault::Kind::kThaw:
+      return host(fault.host).thaw();
+    case Fault::Kind::kKill:
+      workers_.at(fault.host).process.reset();
+      return;
+    case Fault::Kind::kRestart: {
+      Slot& slot = workers_.at(fault.host);
+      slot.process.reset();
+      slot.shape.seed = mix(slot.shape.seed, 1);  // another incarnation
+      slot.process = std::make_unique<WorkerProcess>(world_, slot.shape);
+      return;
+    }
+  }
+}
+
 Status Cluster::check() const {
-  for (const auto& worker : workers_) BATON_RETURN_IF_ERROR(worker->check().with_context(worker->status().name));
+  for (const WorkerProcess* worker : workers()) BATON_RETURN_IF_ERROR(worker->check().with_context(worker->status().name));
   return {};
 }
 
 std::string Cluster::held() const {
   std::string held = gateway_->held();
-  for (const auto& worker : workers_) held += worker->held();
+  for (const WorkerProcess* worker : workers()) held += worker->held();
   return held;
 }
 

@@ -3,6 +3,7 @@
 // pool and hand-off protocol, and every codec between them), on simulated hosts, network, devices and fabrics.
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -95,14 +96,23 @@ class Cluster {
 
   const ModelShape& model() const { return model_; }
   GatewayProcess& gateway() { return *gateway_; }
-  const std::vector<std::unique_ptr<WorkerProcess>>& workers() const { return workers_; }
+  // Those that live.
+  std::vector<WorkerProcess*> workers() const;
+  void apply(const Fault& fault);
   // The books of every worker.
   Status check() const;
   std::string held() const;
 
  private:
+  struct Slot {
+    WorkerShape shape;
+    std::unique_ptr<WorkerProcess> process;  // null while it is dead
+  };
+  Host& host(const std::string& name);
+
+  World& world_;
   ModelShape model_;
-  std::vector<std::unique_ptr<WorkerProcess>> workers_;
+  std::map<std::string, Slot> workers_;
   std::unique_ptr<GatewayProcess> gateway_;
 };
 

@@ -28,9 +28,10 @@ struct Fabric::Region final : transfer::PeerRegion {
   const Memory memory;
 };
 
-Fabric::Fabric(Host& host, Trace& trace, FabricModel model, Memories& memories, const device::KvView& view, Memory own)
+Fabric::Fabric(Host& host, Trace& trace, std::uint64_t seed, FabricModel model, Memories& memories, const device::KvView& view, Memory own)
     : host_(host),
       trace_(trace),
+      rng_(seed),
       model_(model),
       memories_(memories),
       view_(view),
@@ -90,6 +91,13 @@ void Fabric::copy(const Job& job, std::size_t from, std::size_t to) {
   }
 }
 
+void Fabric::damage(const Job& job, std::uint64_t one_in) {
+  if (!job.peer || one_in == 0 || rng_.below(one_in) != 0) return;
+  const auto& run = job.runs[rng_.below(job.runs.size())];
+  bytes_of(own_)[run.target + static_cast<std::int64_t>(rng_.below(static_cast<std::uint64_t>(run.bytes)))] ^= std::byte{0x10};
+  trace_(host_.clock().now(), host_.name(), "damaged", job.id);
+}
+
 void Fabric::begin() {
   Job& job = jobs_.front();
   std::int64_t bytes = 0;
@@ -111,8 +119,10 @@ void Fabric::end() {
     return job.done(Status(Code::kCancelled, "cancelled"));
   }
   copy(job, job.runs.size() / 2, job.runs.size());
+  damage(job, model_.damaged_one_in);
   const transfer::Digest digest = transfer::digest_runs(bytes_of(own_), job.runs);
   trace_(host_.clock().now(), host_.name(), job.peer ? "copied" : "digested", job.id, digest.high);
+  damage(job, model_.damaged_unseen_one_in);
   job.done(digest);
 }
 

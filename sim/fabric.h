@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 
+#include "base/rng.h"
 #include "sim/device.h"
 #include "sim/host.h"
 #include "sim/trace.h"
@@ -18,6 +19,9 @@ struct FabricModel {
   Duration job = Duration(20);  // of each
   std::int64_t bytes_per_ms = 5'000'000;
   std::size_t jobs_max = 1024;
+  // So often a word of a fetch is damaged: on its way, or after its digest was taken, which nothing in the cluster can see (a test of the
+  // checks themselves).
+  std::uint64_t damaged_one_in = 0, damaged_unseen_one_in = 0;
 };
 
 // Whose memory there is: what /proc/<pid>/fd/<fd> is to a machine.
@@ -34,7 +38,7 @@ class Memories {
 
 class Fabric final : public transfer::Fabric {
  public:
-  Fabric(Host& host, Trace& trace, FabricModel model, Memories& memories, const device::KvView& view, Memory own);
+  Fabric(Host& host, Trace& trace, std::uint64_t seed, FabricModel model, Memories& memories, const device::KvView& view, Memory own);
   ~Fabric() override;
 
   transfer::SourceRegion export_pool(transfer::Range heads) const override;
@@ -59,9 +63,11 @@ class Fabric final : public transfer::Fabric {
   void begin();
   void end();
   void copy(const Job& job, std::size_t from, std::size_t to);
+  void damage(const Job& job, std::uint64_t one_in);
 
   Host& host_;
   Trace& trace_;
+  Rng rng_;
   const FabricModel model_;
   Memories& memories_;
   const device::KvView view_;

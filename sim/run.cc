@@ -28,6 +28,7 @@ class Run {
       clients_.push_back(std::make_shared<Client>(host, world_.trace, std::move(plan), cluster_.model(), Cluster::kMaxModelLen, failures_));
       host.after(arrival, [this, client = clients_.back()] { client->start(cluster_.gateway().gateway()); });
     }
+    for (const Fault& fault : scenario.faults) world_.queue.at(TimePoint(kWarmUp) + fault.at, [this, &fault] { cluster_.apply(fault); });
     host.after(kWarmUp, [this] {
       if (const auto why = cluster_.gateway().gateway().not_ready()) fail("the cluster is not ready: " + *why);
     });
@@ -78,9 +79,9 @@ class Run {
     if (scenario_.no_retries &&
         s.retries_decode_failed + s.retries_prefill_failed + s.retries_nacked + s.waits_expired + s.fallbacks + s.resumed > 0)
       fail("something was tried again where nothing fails");
-    for (const auto& worker : cluster_.workers()) {
+    for (const WorkerProcess* worker : cluster_.workers()) {
       const auto target = worker->node().target_stats();
-      if (target.digest_mismatches > 0) fail(worker->host().name() + " received damaged KV");
+      if (target.digest_mismatches > 0 && world_.fabric.damaged_one_in == 0) fail(worker->status().name + " received damaged KV");
     }
   }
 
@@ -101,16 +102,18 @@ class Run {
           break;
       }
     }
-    for (const auto& worker : cluster_.workers()) {
+    for (const WorkerProcess* worker : cluster_.workers()) {
       const wire::WorkerStatus s = worker->status();
       const auto target = worker->node().target_stats();
       result_.handoffs += target.committed;
+      result_.digest_mismatches += target.digest_mismatches;
       result_.kv_bytes += target.kv_bytes;
       result_.preemptions += s.preemptions;
       result_.prefix_hits += s.prefix_hits;
     }
     const gateway::Stats s = cluster_.gateway().gateway().stats();
     result_.queued = s.queued;
+    result_.resumed = s.resumed;
     result_.retries =
         s.retries_decode_refused + s.retries_decode_failed + s.retries_prefill_refused + s.retries_prefill_failed + s.retries_nacked;
     result_.hash = world_.trace.hash();
@@ -137,13 +140,13 @@ std::string summary(const Scenario& scenario, const RunResult& r) {
   char line[320];
   std::snprintf(line, sizeof line,
                 "%-14s seed %-8llu hash %016llx  %s  %7.3f s  %8llu events  %3d requests: %d complete, %d cancelled, %d late  "
-                "%llu tokens  %llu hand-offs (%.1f MB)  %llu preempted  %llu prefix hits  %llu queued  %llu retries",
+                "%llu tokens  %llu hand-offs (%.1f MB)  %llu preempted  %llu prefix hits  %llu queued  %llu retries  %llu resumed",
                 scenario.name.c_str(), static_cast<unsigned long long>(r.seed), static_cast<unsigned long long>(r.hash),
                 r.ok() ? "ok    " : "FAILED", to_seconds(r.virtual_time), static_cast<unsigned long long>(r.events), r.requests, r.complete,
                 r.cancelled, r.deadline, static_cast<unsigned long long>(r.tokens), static_cast<unsigned long long>(r.handoffs),
                 static_cast<double>(r.kv_bytes) / 1e6, static_cast<unsigned long long>(r.preemptions),
                 static_cast<unsigned long long>(r.prefix_hits), static_cast<unsigned long long>(r.queued),
-                static_cast<unsigned long long>(r.retries));
+                static_cast<unsigned long long>(r.retries), static_cast<unsigned long long>(r.resumed));
   return line;
 }
 

@@ -16,7 +16,8 @@ struct RunResult {
   std::uint64_t events = 0;  // in it
   Duration virtual_time{};
   int requests = 0, complete = 0, cancelled = 0, deadline = 0;
-  std::uint64_t tokens = 0, handoffs = 0, kv_bytes = 0, preemptions = 0, prefix_hits = 0, queued = 0, retries = 0;
+  std::uint64_t tokens = 0, handoffs = 0, kv_bytes = 0, preemptions = 0, prefix_hits = 0, queued = 0, retries = 0, resumed = 0,
+                digest_mismatches = 0;
   std::vector<std::string> failures;  // empty: everything held
   bool ok() const { return failures.empty(); }
 };

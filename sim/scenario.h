@@ -40,12 +40,21 @@ struct Load {
   int short_timeouts = 0;  // of at most 2 s
 };
 
+// Something that goes wrong. `at` is counted from the start of the load; hosts are "gateway", "p0", "d1", "w0".
+struct Fault {
+  enum class Kind : std::uint8_t { kCut, kMend, kStall, kRelease, kThrottle, kFreeze, kThaw, kKill, kRestart } kind;
+  Duration at{};
+  std::string host, to = {};      // the path from host to `to`, or the process
+  std::int64_t bytes_per_ms = 0;  // kThrottle
+};
+
 struct Scenario {
   std::string name, about;
   std::vector<WorkerGroup> workers;
   Load load;
   NetworkModel network = {};
   FabricModel fabric = {};
+  std::vector<Fault> faults = {};
   Duration limit = std::chrono::minutes(2);    // from the last arrival to the last outcome, in virtual time
   Duration settle = std::chrono::seconds(10);  // from there to quiescence
   bool no_retries = true;                      // nothing fails here, so nothing may be tried twice
