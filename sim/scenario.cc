@@ -8,6 +8,16 @@ namespace {
 using std::chrono::milliseconds;
 using wire::Role;
 
+// Many streams run at any moment. Prompt log-probabilities are left out: they are lost with their worker, which is an error.
+void busy(Load& load) {
+  load.requests = 200;
+  load.gap = milliseconds(22);
+  load.output_min = 20;
+  load.output_max = 100;
+  load.several_choices = 20;
+  load.prompt_logprobs = 0;
+}
+
 std::vector<Scenario> make() {
   std::vector<Scenario> all;
   const auto add = [&](const char* name, const char* about) -> Scenario& {
@@ -96,6 +106,33 @@ std::vector<Scenario> make() {
     s.network = {.latency = milliseconds(10), .jitter = milliseconds(8), .bytes_per_ms = 1000, .split_one_in = 1};
     s.fabric = {.job = milliseconds(2), .bytes_per_ms = 2000};
     s.load.gap = milliseconds(100);
+  }
+  {
+    Scenario& s = add("workers-die", "a prefill and a decode worker are killed and come back as others: streams go on elsewhere");
+    s.faults = {{.kind = Fault::Kind::kKill, .at = milliseconds(800), .host = "p1"},
+                {.kind = Fault::Kind::kRestart, .at = milliseconds(1500), .host = "p1"},
+                {.kind = Fault::Kind::kKill, .at = milliseconds(2200), .host = "d1"},
+                {.kind = Fault::Kind::kRestart, .at = milliseconds(3000), .host = "d1"},
+                {.kind = Fault::Kind::kRestart, .at = milliseconds(3700), .host = "d0"}};
+    busy(s.load);
+    s.no_retries = false;
+    s.expects_resume = true;
+  }
+  {
+    Scenario& s = add("bad-network", "hand-off links and legs are cut, stalled and throttled for a while");
+    s.faults = {{.kind = Fault::Kind::kCut, .at = milliseconds(500), .host = "p0", .to = "d0"},
+                {.kind = Fault::Kind::kMend, .at = milliseconds(900), .host = "p0", .to = "d0"},
+                {.kind = Fault::Kind::kStall, .at = milliseconds(1200), .host = "d1", .to = "p1"},
+                {.kind = Fault::Kind::kRelease, .at = milliseconds(1800), .host = "d1", .to = "p1"},
+                {.kind = Fault::Kind::kCut, .at = milliseconds(2200), .host = "d0", .to = "gateway"},
+                {.kind = Fault::Kind::kMend, .at = milliseconds(2600), .host = "d0", .to = "gateway"},
+                {.kind = Fault::Kind::kStall, .at = milliseconds(3000), .host = "gateway", .to = "p0"},
+                {.kind = Fault::Kind::kRelease, .at = milliseconds(3400), .host = "gateway", .to = "p0"},
+                {.kind = Fault::Kind::kThrottle, .at = milliseconds(3600), .host = "p1", .to = "d1", .bytes_per_ms = 20}};
+    s.fabric.damaged_one_in = 200;
+    busy(s.load);
+    s.no_retries = false;
+    s.expects_resume = true;
   }
   return all;
 }

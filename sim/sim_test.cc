@@ -35,6 +35,7 @@ TEST_P(ScenarioTest, HoldsOverSeeds) {
     all.complete += r.complete;
     all.cancelled += r.cancelled;
     all.queued += r.queued;
+    all.resumed += r.resumed;
     all.deadline += r.deadline;
     all.preemptions += r.preemptions;
     all.handoffs += r.handoffs;
@@ -47,6 +48,7 @@ TEST_P(ScenarioTest, HoldsOverSeeds) {
   EXPECT_GE(all.queued, scenario.expects_queue ? 200u : 0u);
   EXPECT_GE(all.deadline, scenario.expects_deadline ? 60 : 0);
   EXPECT_GE(all.preemptions, scenario.expects_preemption ? 60u : 0u);
+  EXPECT_GE(all.resumed, scenario.expects_resume ? 20u : 0u);
   bool hands_over = false;
   for (const auto& group : scenario.workers) hands_over |= group.role == wire::Role::kDecode;
   EXPECT_EQ(all.handoffs > 0, hands_over);
