@@ -74,7 +74,7 @@ struct LegEnd {
 struct CoreOptions {
   Fallback fallback = Fallback::kLocal;
   std::size_t requests_max = 4096;  // in flight; beyond: kResourceExhausted
-  int retries_max = 4;              // failures of a request since it last made progress
+  int retries_max = 4;              // failures of a run since it last made progress
   // Each wait is also bounded by what is left of the request's own deadline.
   Duration reserve_timeout = std::chrono::seconds(5);
   Duration prefill_slack = std::chrono::seconds(30);   // on top of four times the expected time
@@ -172,7 +172,7 @@ class Core {
   void decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused);
   void prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused,
                       bool nacked);
-  bool count_failure(Request& request, TimePoint now, const Status& status);
+  bool count_failure(Request& request, Run& run, TimePoint now, const Status& status);
   void restart(Request& request, std::size_t run_index, TimePoint now);
   void finish_ended(Request& request, int choice);
   void set_wait(Request& request, Run& run, TimePoint now, Duration wait, std::string what);

@@ -293,7 +293,7 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
   }
   if (ready.empty()) return;
   run.tried = {};
-  request.failures = 0;
+  run.failures = 0;
   if (!request.first_token) {
     request.first_token = true;
     request.record.served.first_token_ms = to_ms(now - request.arrival);
@@ -419,8 +419,8 @@ void Core::leg_failed(Request& request, LegId id, TimePoint now, const Status& s
 }
 
 // False if the request has failed for good.
-bool Core::count_failure(Request& request, TimePoint now, const Status& status) {
-  if (++request.failures <= options_.retries_max) return true;
+bool Core::count_failure(Request& request, Run& run, TimePoint now, const Status& status) {
+  if (++run.failures <= options_.retries_max) return true;
   finish(request, now, status.with_context("gave up after " + std::to_string(options_.retries_max) + " retries"));
   return false;
 }
@@ -438,7 +438,7 @@ void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now
     run.refusal = status;
   } else {
     run.tried.failed.insert(worker);
-    if (!count_failure(request, now, status)) return;
+    if (!count_failure(request, run, now, status)) return;
     if (++run.lease_failures >= kLeaseFailuresMax) {  // two prefills failed: it may be D, or the way to it
       actions_.push_back(PollNow{run.decode_worker});
       run.tried.failed.insert(run.decode_worker);
@@ -464,7 +464,7 @@ void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now,
     run.lacked_room |= status.code() == Code::kResourceExhausted;
   } else {
     run.tried.failed.insert(worker);
-    if (!count_failure(request, now, status)) return;
+    if (!count_failure(request, run, now, status)) return;
   }
   restart(request, run_index, now);
 }
@@ -507,7 +507,7 @@ void Core::restart(Request& request, std::size_t run_index, TimePoint now) {
   if (unfinished.empty()) return finish_if_complete(request, now);
   for (const int choice : unfinished) {
     if (request.closed) return;
-    request.runs.push_back(Run{.first = choice, .n = 1, .tried = old.tried, .refusal = old.refusal, .lacked_room = old.lacked_room});
+    request.runs.push_back(Run{.first = choice, .n = 1, .failures = old.failures, .tried = old.tried, .refusal = old.refusal, .lacked_room = old.lacked_room});
     start_run(request, request.runs.size() - 1, now);
   }
 }

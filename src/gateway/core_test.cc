@@ -420,6 +420,19 @@ TEST_F(CoreTest, DecodeWorkerDiesMidStreamAndTheStreamGoesOn) {
   EXPECT_EQ(core_->stats().resumed, 1u);
 }
 
+// One dead worker is one failure to each choice, not one for every choice to the request.
+TEST_F(CoreTest, ALostWorkerCountsOnceForEachChoice) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2}, 4));
+  event(decode(), wire::Reserved{LeaseId(1)});
+  event(decode(), wire::Committed{Attempt(1), {token(2, 10, 0), token(2, 20, 1), token(2, 30, 2), token(2, 40, 3)}});
+  ended(decode(), LegEnd::Kind::kBroken, kLost);
+  ASSERT_EQ(decodes_.size(), 5u);
+  for (const std::size_t i : {1, 2, 3, 4}) ended(decodes_[i].leg, LegEnd::Kind::kBroken, kLost);
+  EXPECT_TRUE(done_.empty()) << done_[0].to_string();
+  EXPECT_EQ(decodes_.size(), 9u);
+}
+
 TEST_F(CoreTest, ChoicesThatHavePartedResumeOneByOne) {
   start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
   submit(request_of({1, 2}, 3));

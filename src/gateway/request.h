@@ -29,6 +29,7 @@ struct Core::Run {
   Incarnation decode_incarnation{};
   std::optional<LegId> decode_leg{}, prefill_leg{};
   LeaseId lease{};
+  int failures = 0;        // since its last progress
   int lease_failures = 0;  // prefills that failed under this lease
   TimePoint deadline = kNever;
   std::string waiting_for{};
@@ -44,7 +45,6 @@ struct Core::Request {
   std::vector<ChoiceStream> choices;
   std::vector<Run> runs;
   std::uint32_t attempts = 0;
-  int failures = 0;  // since the last progress
   bool first_token = false;
   bool prompt_logprobs_sent = false;
   std::vector<Emission> behind_logprobs;  // tokens and finishes that came before them
