@@ -469,8 +469,8 @@ void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now,
   restart(request, run_index, now);
 }
 
-// A choice whose last token was its end has no more to say, though its finish was lost with the worker. The rule is the engine's; the limit
-// of the context is part of max_tokens already.
+// A choice whose last token was its end has no more to say, though its finish was lost with the worker. The rule is the engine's; the
+// limit of the context is part of max_tokens already.
 void Core::finish_ended(Request& request, int choice) {
   ChoiceStream& stream = *request.choice(choice);
   const wire::SamplingParams& p = request.base.sampling;
@@ -507,7 +507,8 @@ void Core::restart(Request& request, std::size_t run_index, TimePoint now) {
   if (unfinished.empty()) return finish_if_complete(request, now);
   for (const int choice : unfinished) {
     if (request.closed) return;
-    request.runs.push_back(Run{.first = choice, .n = 1, .failures = old.failures, .tried = old.tried, .refusal = old.refusal, .lacked_room = old.lacked_room});
+    request.runs.push_back(
+        Run{.first = choice, .n = 1, .failures = old.failures, .tried = old.tried, .refusal = old.refusal, .lacked_room = old.lacked_room});
     start_run(request, request.runs.size() - 1, now);
   }
 }
