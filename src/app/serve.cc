@@ -79,9 +79,10 @@ class Serve {
 
   int run() {
     started_ = loop_.clock().now();
+    // Before there are children: a signal that comes now is acted upon once the loop runs, and nothing stays behind.
+    loop_.on_signals({SIGTERM, SIGINT}, [this](int) { on_signal(); });
     if (const Status status = prepare(); !status.ok()) return report(status);
     if (const Status status = start(); !status.ok()) return report(status);
-    loop_.on_signals({SIGTERM, SIGINT}, [this](int) { on_signal(); });
     poll_ready();
     loop_.after(Duration(static_cast<std::int64_t>(flags_.ready_timeout_s * 1e6)), [this] {
       if (!ready_) give_up(fmt::format("not ready after {:.0f} s; the log above says what it waits for", flags_.ready_timeout_s));
