@@ -9,7 +9,8 @@ target_include_directories(baton_flags INTERFACE ${CMAKE_SOURCE_DIR}/src ${CMAKE
 target_compile_options(baton_flags INTERFACE -Wall -Wextra -Wno-psabi -ffp-contract=off $<$<CONFIG:Release>:-O2 -g1>)
 target_link_libraries(baton_flags INTERFACE Threads::Threads)
 if(BATON_SANITIZE)
-  target_compile_options(baton_flags INTERFACE -fsanitize=${BATON_SANITIZE} -fno-omit-frame-pointer -g -O1)
+  # Line numbers alone: whole debug information would double the time to build and link.
+  target_compile_options(baton_flags INTERFACE -fsanitize=${BATON_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1)
   target_link_options(baton_flags INTERFACE -fsanitize=${BATON_SANITIZE})
 endif()
 
@@ -27,6 +28,7 @@ if(BATON_TESTS)
   find_package(GTest REQUIRED)
   include(GoogleTest)
   enable_testing()
+  add_custom_target(unit_tests)  # builds the programs whose label is unit
 endif()
 
 # baton_test(NAME SOURCES ... DEPS ... [LABEL unit] [TIMEOUT 60])
@@ -45,6 +47,9 @@ function(baton_test name)
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main baton_flags)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST TEST_PREFIX ${name}. PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT})
+  if(ARG_LABEL STREQUAL unit)
+    add_dependencies(unit_tests ${name})
+  endif()
 endfunction()
 
 function(baton_module name)

@@ -325,7 +325,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST_P(DefaultModel, AgreesWithTransformers) {
   const Arithmetic& a = GetParam();
-  const auto device = must(device::open_device({}));
+  const auto device = cpu();
   const auto files = must(ModelFiles::open(golden::default_model_path()));
   Runner runner(*device, *files, a.compute, a.kv, 2048);
   Difference all;
