@@ -308,6 +308,11 @@ void Answer::append_usage(std::string& out) const {
 
 // Every choice has ended.
 void Answer::complete() {
+  if (request_.echo && !request_.stream) {
+    for (const auto& p : prompts_)
+      if (request_.prompts[static_cast<std::size_t>(p->index)].sampling.prompt_logprobs >= 0 && p->echo_logprobs.empty())
+        return fail(Status(Code::kUnavailable, "the prompt's log-probabilities were lost on the way; retry"));
+  }
   if (!request_.stream) {
     respond_whole();
   } else {

@@ -80,7 +80,16 @@ bool Api::authorized(const net::HttpRequest& request) const {
   return std::any_of(options_.api_keys.begin(), options_.api_keys.end(), [&](const std::string& key) { return equal_secret(key, given); });
 }
 
+// The last line: whatever is thrown below (memory that is not there, a JSON library's surprise) costs this request, never the process.
 void Api::handle(net::HttpRequest request, Responder responder) {
+  try {
+    route(request, responder);
+  } catch (const std::exception& e) {
+    respond_error(*responder, {Status(Code::kInternal, fmt::format("{} {}: {}", request.method, request.path, e.what())), ""});
+  }
+}
+
+void Api::route(const net::HttpRequest& request, const Responder& responder) {
   if (!authorized(request)) return respond_error(*responder, {Status(Code::kUnauthenticated, "missing or wrong API key"), ""});
   const std::string& path = request.path;
   const bool post = request.method == "POST", get = request.method == "GET" || request.method == "HEAD";

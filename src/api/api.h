@@ -48,6 +48,7 @@ class Api {
 
  private:
   using Responder = std::shared_ptr<net::HttpResponder>;
+  void route(const net::HttpRequest& request, const Responder& responder);
   bool authorized(const net::HttpRequest& request) const;
   std::optional<ApiError> check_model(const Json& body) const;
   void generate(Endpoint endpoint, const net::HttpRequest& request, const Responder& responder);

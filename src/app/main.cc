@@ -1,5 +1,6 @@
 // baton: the one program. Chooses the command; everything else is in that command's file.
 
+#include <csignal>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -37,6 +38,7 @@ void print_usage(std::FILE* out) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away is an error of that write, not the end of a server
   if (argc < 2) {
     print_usage(stderr);
     return baton::app::kExitUsage;

@@ -290,6 +290,8 @@ void Connection::send_stream_head(std::string head) {
 
 bool Connection::send_chunk(std::string_view chunk, bool chunked) {
   if (phase_ == Phase::kClosed) return false;
+  // What waits from before tells a slow client; one large chunk to a client that reads is no reason to cut it.
+  const bool slow = out_.pending() > core_->options.stream_buffer_bytes_max;
   char size_line[20];
   const auto end = std::to_chars(size_line, size_line + 16, chunk.size(), 16).ptr;
   end[0] = '\r';
@@ -301,7 +303,7 @@ bool Connection::send_chunk(std::string_view chunk, bool chunked) {
   } else {
     after_send(out_.send(socket_, parts));
   }
-  if (out_.pending() > core_->options.stream_buffer_bytes_max) peer_gone(true);
+  if (slow) peer_gone(true);
   return phase_ != Phase::kClosed;
 }
 
