@@ -107,6 +107,13 @@ class ApiTest : public testing::Test {
                                           [](const std::string&) { return std::nullopt; }, [] { return std::vector<Metrics::Named>(); }});
   }
 
+  // Requests that a test leaves open hold themselves through the fake generator.
+  void TearDown() override {
+    for (const auto& s : generator_.started) {
+      const auto sink = std::move(s->sink);
+    }
+  }
+
   std::shared_ptr<FakeResponder> send(const std::string& path, const std::string& body, const std::string& method = "POST") {
     auto responder = std::make_shared<FakeResponder>();
     net::HttpRequest request;

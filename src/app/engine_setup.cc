@@ -30,7 +30,8 @@ Result<std::size_t> kv_bytes(const EngineFlags& flags, int peers, double bytes_p
     BATON_ASSIGN_OR_RETURN(const std::int64_t bytes, parse_size(flags.kv_cache_memory_bytes));
     return static_cast<std::size_t>(bytes);
   }
-  const double wanted = bytes_per_token * static_cast<double>(max_model_len) * flags.max_num_seqs;
+  // A sequence takes whole blocks.
+  const double wanted = bytes_per_token * (static_cast<double>(max_model_len) + std::max(flags.block_size, 128)) * flags.max_num_seqs;
   const double share = memory_info().available * 0.5 / std::max(1, peers);
   return static_cast<std::size_t>(std::min({wanted, share, 4.0 * (1ull << 30)}));
 }
@@ -80,7 +81,7 @@ Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::Even
                   fmt::format("the KV cache of {} holds {:.0f} tokens, but --max-model-len {} may need as many in one request; largest "
                               "that fits: --max-model-len {:.0f}, or --kv-cache-memory-bytes {:.0f}MiB",
                               format_bytes(static_cast<double>(kv.bytes())), tokens, setup.options.max_model_len, tokens,
-                              per_token * static_cast<double>(setup.options.max_model_len) / (1 << 20) + 1));
+                              per_token * static_cast<double>(setup.options.max_model_len + kv.block_tokens) / (1 << 20) + 1));
   }
   log::info("KV cache size: {:.0f} tokens ({}, blocks of {}); max concurrency at {} tokens: {:.2f}", tokens,
             format_bytes(static_cast<double>(kv.bytes())), kv.block_tokens, setup.options.max_model_len,
