@@ -172,6 +172,7 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
                                   {.request = std::move(sent),
                                    .attempt = run.attempt,
                                    .lease = run.lease,
+                                   .claim = HoldId(),
                                    .decode_worker = decoder.name(),
                                    .link_host = decoder.config.host,
                                    .link_port = decoder.status.link_port,
@@ -215,6 +216,8 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                    end_leg(id);
                    prefill_failed(request, leg.run, now, leg.worker, e.status, false, true);
                  },
+                 [&](const wire::Claimed&) {},
+                 [&](const wire::Retained&) {},
                  [&](wire::Tokens& e) { on_tokens(request, id, now, std::move(e.tokens)); },
                  [&](const wire::FinishEvent& e) { on_finish(request, id, now, e); },
                  [&](wire::PromptLogprobs& e) { deliver_prompt_logprobs(request, now, std::move(e)); },

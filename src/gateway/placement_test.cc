@@ -134,7 +134,7 @@ TEST_F(PlacementTest, IncompatibleWorkersAreNamedWithTheDifference) {
   EXPECT_EQ(problem([](auto& s) { s.model_digest = "m2"; }), "serves the model m2, but p0 serves m");
   EXPECT_EQ(problem([](auto& s) { s.kv.kv_heads = 8; }),
             "has the KV schema (2 layers, 8 KV heads of 64, bf16), but p0 has (2 layers, 2 KV heads of 64, bf16)");
-  EXPECT_EQ(problem([](auto& s) { s.protocol = 9; }), "speaks protocol 9, this gateway speaks 1");
+  EXPECT_EQ(problem([](auto& s) { s.protocol = 9; }), "speaks protocol 9, this gateway speaks " + std::to_string(wire::kProtocolVersion));
   EXPECT_EQ(problem([](auto& s) { s.role = Role::kPrefill; }), "has the role prefill, expected decode");
   EXPECT_EQ(problem([](auto& s) { s.name = "d7"; }), "is worker d7, expected d0");
   EXPECT_THAT(registry_->describe(), HasSubstr("d0 (decode) incompatible: is worker d7"));

@@ -31,6 +31,7 @@ struct SamplingParams {
   int min_tokens = 0;        // stop ids and EOS are masked before
   int logprobs = -1;         // -1: none; k: of the token and of the k most likely
   int prompt_logprobs = -1;  // the same for the prompt's tokens
+  bool operator==(const SamplingParams&) const = default;
 };
 
 struct GenerateRequest {

@@ -68,6 +68,7 @@ void fields(V& v, T& leg) {
   v("request", leg.request);
   v("attempt", leg.attempt, kFromOne);
   v("lease", leg.lease);
+  v("claim", leg.claim);
   v("decode_worker", leg.decode_worker);
   v("link_host", leg.link_host);
   v("link_port", leg.link_port, kPort);
@@ -103,6 +104,15 @@ void fields(V& v, T& e) {
 template <class V, Is<Nacked> T>
 void fields(V& v, T& e) {
   v("status", e.status);
+}
+template <class V, Is<Claimed> T>
+void fields(V& v, T& e) {
+  v("found", e.found);
+}
+template <class V, Is<Retained> T>
+void fields(V& v, T& e) {
+  v("hold", e.hold);
+  v("reason", e.reason);
 }
 template <class V, Is<Tokens> T>
 void fields(V& v, T& e) {
@@ -167,6 +177,7 @@ void fields(V& v, T& s) {
   v("blocks_total", s.blocks_total, kFromZero);
   v("blocks_free", s.blocks_free, kFromZero);
   v("blocks_cached", s.blocks_cached, kFromZero);
+  v("blocks_retained", s.blocks_retained, kFromZero);
   v("max_num_seqs", s.max_num_seqs, kFromZero);
   v("max_model_len", s.max_model_len, kFromZero);
   v("queued_prefill_tokens", s.queued_prefill_tokens, kFromZero);
@@ -182,6 +193,8 @@ void fields(V& v, T& s) {
   v("handoffs_ok", s.handoffs_ok);
   v("handoffs_failed", s.handoffs_failed);
   v("kv_bytes", s.kv_bytes);
+  v("holds_claimed", s.holds_claimed);
+  v("holds_dropped", s.holds_dropped);
 }
 
 }  // namespace json
@@ -193,7 +206,7 @@ using json::Writer;
 
 // In the order of LegEvent's alternatives.
 constexpr std::array<std::string_view, std::variant_size_v<LegEvent>> kEventNames = {
-    "reserved", "started", "committed", "nacked", "tokens", "finish", "prompt_logprobs", "served", "done", "failed"};
+    "reserved", "started", "committed", "nacked", "claimed", "retained", "tokens", "finish", "prompt_logprobs", "served", "done", "failed"};
 
 template <std::size_t I = 0>
 Result<LegEvent> read_event(std::size_t index, const Reader::Json& json) {

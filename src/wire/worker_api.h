@@ -22,7 +22,7 @@
 
 namespace baton::wire {
 
-inline constexpr int kProtocolVersion = 1;
+inline constexpr int kProtocolVersion = 2;
 
 struct DecodeLeg {
   GenerateRequest request;
@@ -30,15 +30,21 @@ struct DecodeLeg {
   bool local_prefill = false;  // aggregated: compute the prompt here, no lease
 };
 
+// Two orders. With a lease the KV goes to D as it is computed. Without one (zero) P computes, retains and waits to be claimed. A claim
+// names KV that this P is computing or has retained for the same request: it goes on from there, under the new lease, and nothing is
+// computed again. The leg that held it before ends; where there is nothing of that name any more, the prompt is computed anew.
 struct PrefillLeg {
   GenerateRequest request;
   Attempt attempt{1};
   LeaseId lease;
+  HoldId claim;               // zero: nothing
   std::string decode_worker;  // name, for logs
   std::string link_host;      // where D accepts hand-off links
   int link_port = 0;
   Incarnation decode_incarnation;  // D as the gateway knew it when it got the lease
 };
+// The name under which KV computed for a lease can be claimed: whoever knows the lease may.
+inline HoldId hold_of(LeaseId lease) { return HoldId(lease.value); }
 
 // Events of both legs.
 struct Reserved {
@@ -52,6 +58,14 @@ struct Committed {
 struct Nacked {
   Status status;  // D refused or could not verify; nothing of this attempt will be used
 };
+struct Claimed {
+  bool found = false;  // the first answer to a claim; false: it was gone, so the prompt is computed anew
+};
+// P keeps the KV, as far as it is computed, for as long as this leg is open, but not for ever: Failed says when it was given up.
+struct Retained {
+  HoldId hold;                   // what a claim has to name
+  std::optional<Status> reason;  // why the attempt ended of which nothing will be used; none: the leg had no lease
+};
 struct Tokens {
   std::vector<TokenEvent> tokens;  // of one step
 };
@@ -62,7 +76,8 @@ struct Done {};
 struct Failed {
   Status status;
 };
-using LegEvent = std::variant<Reserved, Started, Committed, Nacked, Tokens, FinishEvent, PromptLogprobs, Served, Done, Failed>;
+using LegEvent =
+    std::variant<Reserved, Started, Committed, Nacked, Claimed, Retained, Tokens, FinishEvent, PromptLogprobs, Served, Done, Failed>;
 
 // Two KV pools pair only if these are equal.
 struct KvSchema {
@@ -88,6 +103,7 @@ struct WorkerStatus {
   // load
   int running = 0, waiting = 0;
   std::int32_t block_tokens = 0, blocks_total = 0, blocks_free = 0, blocks_cached = 0;
+  std::int32_t blocks_retained = 0;  // of those held: computed for a hand-off, and nobody has claimed them
   std::int32_t max_num_seqs = 0;
   std::int64_t max_model_len = 0;
   std::int64_t queued_prefill_tokens = 0;
@@ -99,6 +115,7 @@ struct WorkerStatus {
   std::uint64_t prompt_tokens = 0, prompt_tokens_computed = 0, generation_tokens = 0, preemptions = 0;
   std::uint64_t prefix_queries = 0, prefix_hits = 0;  // tokens
   std::uint64_t handoffs_ok = 0, handoffs_failed = 0, kv_bytes = 0;
+  std::uint64_t holds_claimed = 0, holds_dropped = 0;  // retained KV that was claimed; that was given up
 };
 
 std::string to_json(const DecodeLeg& leg);

@@ -76,7 +76,7 @@ class Maker {
     return s;
   }
   LegEvent event() {
-    switch (rng_.below(10)) {
+    switch (rng_.below(12)) {
       case 0:
         return Reserved{LeaseId(u64())};
       case 1:
@@ -98,6 +98,10 @@ class Maker {
         return served();
       case 8:
         return Done{};
+      case 9:
+        return Claimed{coin()};
+      case 10:
+        return Retained{HoldId(u64()), coin() ? std::optional(failure()) : std::nullopt};
       default:
         return Failed{failure()};
     }
@@ -114,6 +118,7 @@ class Maker {
     s.ready = coin(), s.draining = coin();
     s.running = natural(), s.waiting = natural();
     s.block_tokens = natural(), s.blocks_total = natural(), s.blocks_free = natural(), s.blocks_cached = natural();
+    s.blocks_retained = natural(), s.holds_claimed = u64(), s.holds_dropped = u64();
     s.max_num_seqs = natural(), s.max_model_len = i64(), s.queued_prefill_tokens = i64();
     s.prefill_tokens_per_s = rng_.uniform() * 1e6, s.oldest_held_ms = rng_.uniform();
     s.steps = u64(), s.prompt_tokens = u64(), s.prompt_tokens_computed = u64(), s.generation_tokens = u64(), s.preemptions = u64();
@@ -133,6 +138,7 @@ TEST(Codecs, RequestArrivesAsItWasSent) {
     leg.request = make.request();
     leg.attempt = Attempt(7);
     leg.lease = LeaseId(make.u64());
+    leg.claim = HoldId(make.u64());
     leg.decode_worker = make.text(), leg.link_host = make.text();
     leg.link_port = 65535;
     leg.decode_incarnation = Incarnation(make.u64());
@@ -140,6 +146,7 @@ TEST(Codecs, RequestArrivesAsItWasSent) {
     ASSERT_TRUE(back.ok()) << back.status().to_string() << "\n" << to_json(leg);
     EXPECT_EQ(back->attempt, leg.attempt);
     EXPECT_EQ(back->lease, leg.lease);
+    EXPECT_EQ(back->claim, leg.claim);
     EXPECT_EQ(back->decode_worker, leg.decode_worker);
     EXPECT_EQ(back->link_host, leg.link_host);
     EXPECT_EQ(back->link_port, leg.link_port);
@@ -215,6 +222,13 @@ TEST(Codecs, EventsKeepTheirValues) {
   ASSERT_TRUE(failed.ok());
   EXPECT_EQ(std::get<Failed>(*failed).status.to_string(), "data_loss: digest of layer 3");
 
+  const auto retained = leg_event_from_json(to_json(LegEvent(Retained{HoldId(5), Status(Code::kUnavailable, "link")})));
+  ASSERT_TRUE(retained.ok());
+  EXPECT_EQ(std::get<Retained>(*retained).hold, HoldId(5));
+  EXPECT_EQ(std::get<Retained>(*retained).reason->to_string(), "unavailable: link");
+  EXPECT_FALSE(std::get<Retained>(*leg_event_from_json(R"({"event":"retained","hold":1})")).reason.has_value());
+  EXPECT_TRUE(std::get<Claimed>(*leg_event_from_json(R"({"event":"claimed","found":true})")).found);
+
   const auto finish = leg_event_from_json(R"({"event":"finish","choice":1,"reason":"length"})");
   ASSERT_TRUE(finish.ok());
   EXPECT_EQ(std::get<FinishEvent>(*finish).reason, FinishReason::kLength);
@@ -268,7 +282,7 @@ TEST(Codecs, MutatedBytesNeverCrash) {
     std::string text = kind == 0   ? to_json(make.event())
                        : kind == 1 ? to_json(make.status())
                        : kind == 2 ? to_json(DecodeLeg{make.request(), Attempt(1), make.coin()})
-                                   : to_json(PrefillLeg{make.request(), Attempt(1), LeaseId(1), "d", "h", 1, Incarnation(1)});
+                                   : to_json(PrefillLeg{make.request(), Attempt(1), LeaseId(1), HoldId(2), "d", "h", 1, Incarnation(1)});
     for (std::uint64_t edits = make.rng().below(4); edits > 0 && !text.empty(); --edits) {
       const std::size_t at = make.rng().below(text.size());
       switch (make.rng().below(4)) {

@@ -206,9 +206,9 @@ class WorkerTest : public ::testing::Test {
     return call(d, "POST", "/internal/decode", wire::to_json(wire::DecodeLeg{r, Attempt(1), local}));
   }
   std::shared_ptr<LegCall> prefill(const TestWorker& p, const TestWorker& d, const wire::GenerateRequest& r, LeaseId lease, int attempt = 1,
-                                   int port = 0) {
+                                   int port = 0, HoldId claim = {}) {
     return call(p, "POST", "/internal/prefill",
-                wire::to_json(wire::PrefillLeg{r, Attempt(static_cast<std::uint32_t>(attempt)), lease, "d", "127.0.0.1",
+                wire::to_json(wire::PrefillLeg{r, Attempt(static_cast<std::uint32_t>(attempt)), lease, claim, "d", "127.0.0.1",
                                                port ? port : d.worker->link_port(), d.worker->status().incarnation}));
   }
   LeaseId lease_of(const LegCall& leg) {
@@ -428,7 +428,7 @@ TEST_F(WorkerTest, ARestartedDecodeWorkerIsAnotherOne) {
   auto dl = decode(d, r);
   const LeaseId lease = lease_of(*dl);
   auto pl = call(p, "POST", "/internal/prefill",
-                 wire::to_json(wire::PrefillLeg{r, Attempt(1), lease, "d", "127.0.0.1", d.worker->link_port(), Incarnation(4)}));
+                 wire::to_json(wire::PrefillLeg{r, Attempt(1), lease, HoldId(), "d", "127.0.0.1", d.worker->link_port(), Incarnation(4)}));
   ASSERT_TRUE(until([&] { return pl->done.has_value(); }));
   ASSERT_TRUE(pl->find<wire::Failed>()) << pl->body;
   EXPECT_THAT(pl->find<wire::Failed>()->status.message(), HasSubstr("restarted"));
