@@ -1,11 +1,13 @@
 #include "sim/device.h"
 
+#include <algorithm>
+#include <span>
 #include <utility>
 
 namespace baton::sim {
 
-Device::Device(Host& host, Trace& trace, DeviceModel model, const device::KvView& view, Memory memory)
-    : host_(host), trace_(trace), model_(model), view_(view), memory_(std::move(memory)) {}
+Device::Device(Host& host, Trace& trace, PoolAudit& audit, DeviceModel model, const device::KvView& view, Memory memory)
+    : host_(host), trace_(trace), audit_(audit), model_(model), view_(view), memory_(std::move(memory)) {}
 
 Device::~Device() {
   for (const auto timer : timers_) host_.cancel(timer);
@@ -19,6 +21,7 @@ std::uint64_t& Device::word(const engine::StepRow& row, int layer, int head, int
 
 void Device::submit(const engine::StepPlan& plan) {
   plan_ = &plan;
+  audit_.step_begins(plan);
   std::int64_t ns = model_.step;
   for (const auto& row : plan.rows) {
     // A row that is not the end of its sequence, or computes several tokens, is part of a prompt.
@@ -26,6 +29,7 @@ void Device::submit(const engine::StepPlan& plan) {
     ns += decodes ? model_.decode_row : model_.prefill_token * (row.end - row.begin);
     ns += model_.context_token * row.end;
   }
+  ns += ns / 100 * slower_percent_;
   const Duration total(std::max<std::int64_t>(1, ns / 1000));
   result_.elapsed = total;
   const int layers = view_.spec.layers;
@@ -39,7 +43,7 @@ void Device::submit(const engine::StepPlan& plan) {
     content = mix(mix(mix(content, row.seq.value), static_cast<std::uint64_t>(row.begin)), static_cast<std::uint64_t>(row.end));
     for (const BlockId block : *row.blocks) content = mix(content, static_cast<std::uint64_t>(block.value));
   }
-  trace_(host_.clock().now(), host_.name(), "step", plan.step, plan.rows.size(), total.count(), content);
+  trace_(host_.real_now(), host_.name(), "step", plan.step, plan.rows.size(), total.count(), content);
 }
 
 void Device::copy_blocks() {
@@ -59,9 +63,30 @@ void Device::copy_blocks() {
 }
 
 void Device::layer_due(int layer) {
-  if (layer == 0) copy_blocks();
+  if (layer == 0) {
+    copy_blocks();
+    for (const auto& row : plan_->rows) verify(row);
+  }
   for (const auto& row : plan_->rows) write(row, layer);
   callbacks_.on_layer(plan_->step, layer);
+}
+
+// What a row finds in the pool, computed here before, shared or handed over, is that of its tokens, word by word. A token sampled from
+// anything else would tell too, but only if a client gets to see it.
+void Device::verify(const engine::StepRow& row) {
+  const std::int32_t known = std::exchange(verified_[row.seq.value], row.end);
+  if (row.begin == 0 || row.begin == known) return;
+  for (int l = 0; l < view_.spec.layers; ++l) {
+    for (int h = 0; h < view_.spec.kv_heads; ++h) {
+      for (int kind : {0, 1}) {
+        std::uint64_t expected = first_word(l, h, kind);
+        for (std::int32_t t = 0; t < row.begin; ++t) {
+          expected = next_word(expected, (*row.ids)[static_cast<std::size_t>(t)]);
+          if (word(row, l, h, kind, t) != expected) return audit_.computes_on_wrong_kv(row, l, t);
+        }
+      }
+    }
+  }
 }
 
 void Device::write(const engine::StepRow& row, int layer) {
@@ -81,6 +106,7 @@ engine::StepResult::Row Device::sample(const engine::StepRow& row) const {
   if (row.sample) {
     const auto& spec = view_.spec;
     Context context;
+    const std::span<const TokenId> ids(row.ids->data(), static_cast<std::size_t>(row.end));
     int slot = 0;
     for (int l = 0; l < spec.layers; ++l) {
       for (int h = 0; h < spec.kv_heads; ++h) {
@@ -91,8 +117,7 @@ engine::StepResult::Row Device::sample(const engine::StepRow& row) const {
       }
     }
     for (int i = 0; i < row.sample->choices; ++i) {
-      out.sampled.push_back(
-          context.sample(*row.sample->params, row.sample->seed, row.sample->n_prompt, row.end, row.sample->first_choice + i));
+      out.sampled.push_back(context.sample(*row.sample->params, row.sample->seed, row.sample->n_prompt, ids, row.sample->first_choice + i));
     }
   }
   if (row.prompt_logprobs >= 0) {
@@ -106,6 +131,7 @@ engine::StepResult::Row Device::sample(const engine::StepRow& row) const {
 
 void Device::finish() {
   timers_.clear();
+  audit_.step_ends();
   result_.step = plan_->step;
   result_.rows.clear();
   std::uint64_t tokens = 0;
@@ -113,7 +139,7 @@ void Device::finish() {
     result_.rows.push_back(sample(row));
     for (const auto& s : result_.rows.back().sampled) tokens = mix(tokens, static_cast<std::uint64_t>(s.token));
   }
-  trace_(host_.clock().now(), host_.name(), "sampled", result_.step, tokens);
+  trace_(host_.real_now(), host_.name(), "sampled", result_.step, tokens);
   callbacks_.on_result(result_);
 }
 

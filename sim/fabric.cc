@@ -28,9 +28,11 @@ struct Fabric::Region final : transfer::PeerRegion {
   const Memory memory;
 };
 
-Fabric::Fabric(Host& host, Trace& trace, std::uint64_t seed, FabricModel model, Memories& memories, const device::KvView& view, Memory own)
+Fabric::Fabric(Host& host, Trace& trace, PoolAudit& audit, std::uint64_t seed, FabricModel model, Memories& memories,
+               const device::KvView& view, Memory own)
     : host_(host),
       trace_(trace),
+      audit_(audit),
       rng_(seed),
       model_(model),
       memories_(memories),
@@ -71,6 +73,7 @@ Fabric::JobId Fabric::submit(std::shared_ptr<Region> peer, std::vector<transfer:
     });
     return id;
   }
+  audit_.job_begins(id, runs, peer != nullptr);
   jobs_.push_back({id, std::move(peer), std::move(runs), std::move(done)});
   if (jobs_.size() == 1) begin();
   return id;
@@ -95,7 +98,7 @@ void Fabric::damage(const Job& job, std::uint64_t one_in) {
   if (!job.peer || one_in == 0 || rng_.below(one_in) != 0) return;
   const auto& run = job.runs[rng_.below(job.runs.size())];
   bytes_of(own_)[run.target + static_cast<std::int64_t>(rng_.below(static_cast<std::uint64_t>(run.bytes)))] ^= std::byte{0x10};
-  trace_(host_.clock().now(), host_.name(), "damaged", job.id);
+  trace_(host_.real_now(), host_.name(), "damaged", job.id);
 }
 
 void Fabric::begin() {
@@ -103,6 +106,8 @@ void Fabric::begin() {
   std::int64_t bytes = 0;
   for (const auto& run : job.runs) bytes += run.bytes;
   Duration takes = model_.job + Duration(bytes * 1000 / model_.bytes_per_ms);
+  if (job.peer && faults_.late > Duration(0) && rng_.below(4) == 0)
+    takes += Duration(static_cast<std::int64_t>(rng_.below(static_cast<std::uint64_t>(faults_.late.count()))));
   if (job.cancelled) takes = Duration(0);
   if (!job.cancelled) copy(job, 0, job.runs.size() / 2);
   host_.after(takes, [weak = std::weak_ptr(self_)] {
@@ -114,14 +119,20 @@ void Fabric::end() {
   Job job = std::move(jobs_.front());
   jobs_.pop_front();
   if (!jobs_.empty()) begin();
+  audit_.job_ends(job.id);
   if (job.cancelled) {
-    trace_(host_.clock().now(), host_.name(), "copy cancelled", job.id);
+    trace_(host_.real_now(), host_.name(), "copy cancelled", job.id);
     return job.done(Status(Code::kCancelled, "cancelled"));
   }
   copy(job, job.runs.size() / 2, job.runs.size());
+  if (job.peer && faults_.lost_one_in > 0 && rng_.below(faults_.lost_one_in) == 0) {
+    trace_(host_.real_now(), host_.name(), "copy lost", job.id);
+    return job.done(Status(Code::kUnavailable, "the copy failed"));
+  }
   damage(job, model_.damaged_one_in);
+  damage(job, faults_.damaged_one_in);
   const transfer::Digest digest = transfer::digest_runs(bytes_of(own_), job.runs);
-  trace_(host_.clock().now(), host_.name(), job.peer ? "copied" : "digested", job.id, digest.high);
+  trace_(host_.real_now(), host_.name(), job.peer ? "copied" : "digested", job.id, digest.high);
   damage(job, model_.damaged_unseen_one_in);
   job.done(digest);
 }

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "base/rng.h"
+#include "sim/audit.h"
 #include "sim/device.h"
 #include "sim/host.h"
 #include "sim/trace.h"
@@ -22,6 +23,7 @@ struct FabricModel {
   // So often a word of a fetch is damaged: on its way, or after its digest was taken, which nothing in the cluster can see (a test of the
   // checks themselves).
   std::uint64_t damaged_one_in = 0, damaged_unseen_one_in = 0;
+  bool operator==(const FabricModel&) const = default;
 };
 
 // Whose memory there is: what /proc/<pid>/fd/<fd> is to a machine.
@@ -38,7 +40,8 @@ class Memories {
 
 class Fabric final : public transfer::Fabric {
  public:
-  Fabric(Host& host, Trace& trace, std::uint64_t seed, FabricModel model, Memories& memories, const device::KvView& view, Memory own);
+  Fabric(Host& host, Trace& trace, PoolAudit& audit, std::uint64_t seed, FabricModel model, Memories& memories, const device::KvView& view,
+         Memory own);
   ~Fabric() override;
 
   transfer::SourceRegion export_pool(transfer::Range heads) const override;
@@ -49,6 +52,13 @@ class Fabric final : public transfer::Fabric {
   std::size_t jobs_max() const override { return model_.jobs_max; }
 
   std::size_t jobs() const { return jobs_.size() + refused_; }
+
+  // --- faults of fetches; zero: none
+  struct Faults {
+    Duration late{};  // one in four takes up to so much more
+    std::uint64_t lost_one_in = 0, damaged_one_in = 0;
+  };
+  Faults& faults() { return faults_; }
 
  private:
   struct Region;
@@ -67,6 +77,7 @@ class Fabric final : public transfer::Fabric {
 
   Host& host_;
   Trace& trace_;
+  PoolAudit& audit_;
   Rng rng_;
   const FabricModel model_;
   Memories& memories_;
@@ -75,6 +86,7 @@ class Fabric final : public transfer::Fabric {
   const std::int32_t pid_;
   std::deque<Job> jobs_;  // the first one runs
   JobId next_job_ = 1;
+  Faults faults_;
   std::size_t refused_ = 0;  // whose answers are under way
   const std::shared_ptr<Fabric*> self_;
 };

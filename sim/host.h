@@ -1,7 +1,7 @@
 #pragma once
 // One simulated process: an event loop over the shared queue, with a clock of its own. What is in it runs one piece at a time; while it is
 // frozen (SIGSTOP) nothing does, and what came meanwhile runs when it is thawed; when it is destroyed (kill -9) whatever was to run never
-// will.
+// will. Its timers go by its own clock, which may be ahead, jump forward, and run fast or slow.
 
 #include <deque>
 #include <functional>
@@ -15,8 +15,8 @@ namespace baton::sim {
 
 class Host final : public net::Executor {
  public:
-  // `skew`: how far its clock is ahead.
-  Host(EventQueue& queue, std::string name, Duration skew = {});
+  // `ahead`: its clock, of everybody's time.
+  Host(EventQueue& queue, std::string name, Duration ahead = {});
   ~Host() override;
   Host(const Host&) = delete;
   Host& operator=(const Host&) = delete;
@@ -27,34 +27,52 @@ class Host final : public net::Executor {
   const Clock& clock() const override { return clock_; }
 
   const std::string& name() const { return name_; }
-  void freeze() { frozen_ = true; }
+  TimePoint real_now() const { return queue_.now(); }
+  // Pieces of work that have run.
+  std::uint64_t turns() const { return turns_; }
+
+  // --- faults
+  void freeze() { ++frozen_; }  // once more than it is thawed
   void thaw();
-  bool frozen() const { return frozen_; }
+  bool frozen() const { return frozen_ > 0; }
+  void jump(Duration forward);
+  // Its clock gains so many microseconds a second.
+  void set_rate(std::int64_t gain_us);
 
  private:
-  class SkewedClock final : public Clock {
+  class OwnClock final : public Clock {
    public:
-    SkewedClock(const EventQueue& queue, Duration skew) : queue_(queue), skew_(skew) {}
-    TimePoint now() const override { return queue_.now() + skew_; }
+    OwnClock(const EventQueue& queue, Duration ahead) : queue_(queue), own_(queue.now() + ahead), real_(queue.now()) {}
+    TimePoint now() const override { return own_ + elapsed(queue_.now() - real_); }
     std::int64_t unix_seconds() const override { return queue_.now().time_since_epoch().count() / 1'000'000; }
+    void change(Duration forward, std::int64_t gain_us);
+    std::int64_t gain_us() const { return gain_us_; }
+    // When this clock will show `own`.
+    TimePoint real(TimePoint own) const;
 
    private:
+    Duration elapsed(Duration real) const { return real + Duration(real.count() * gain_us_ / 1'000'000); }
     const EventQueue& queue_;
-    const Duration skew_;
+    TimePoint own_, real_;  // the same moment
+    std::int64_t gain_us_ = 0;
   };
   struct Task {
     EventQueue::EventId event = 0;
+    TimePoint due{};  // by its clock
     std::function<void()> work;
   };
   void due(TimerId timer);
+  void schedule(TimerId timer, Task& task);
+  void change_clock(Duration forward, std::int64_t gain_us);
 
   EventQueue& queue_;
   const std::string name_;
-  const SkewedClock clock_;
+  OwnClock clock_;
   std::map<TimerId, Task> tasks_;
   std::deque<TimerId> held_;  // due while frozen
   TimerId next_ = 1;
-  bool frozen_ = false;
+  std::uint64_t turns_ = 0;
+  int frozen_ = 0;
 };
 
 }  // namespace baton::sim

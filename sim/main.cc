@@ -40,6 +40,7 @@ int main(int argc, char** argv) {
     const std::string_view flag = argv[i];
     if (flag == "--help") return std::fputs(kUsage, stdout), 0;
     if (flag == "--list") {
+      std::printf("%-14s %s\n", "swarm", "each seed draws its own cluster, load and faults");
       for (const auto& s : baton::sim::scenarios()) std::printf("%-14s %s\n", s.name.c_str(), s.about.c_str());
       return 0;
     }
@@ -62,15 +63,21 @@ int main(int argc, char** argv) {
       return usage("unknown flag " + std::string(flag));
     }
   }
-  if (!scenario.empty() && baton::sim::find_scenario(scenario) == nullptr) return usage("no scenario " + scenario + "; see --list");
+  if (!scenario.empty() && scenario != "swarm" && baton::sim::find_scenario(scenario) == nullptr)
+    return usage("no scenario " + scenario + "; see --list");
   // What the processes would log is in the trace, as far as it matters.
   baton::log::init({.level = trace ? "info" : "critical", .process = "sim"});
 
   int failed = 0;
-  for (const auto& s : baton::sim::scenarios()) {
-    if (!scenario.empty() && s.name != scenario) continue;
+  const bool swarm = scenario == "swarm";
+  auto known = baton::sim::scenarios();
+  for (const auto& fixed : swarm ? known.first(1) : known) {
+    if (!swarm && !scenario.empty() && fixed.name != scenario) continue;
     for (std::uint64_t seed = from; seed <= to; ++seed) {
-      const auto result = baton::sim::run(s, seed, trace ? &std::cout : nullptr);
+      auto s = swarm ? baton::sim::draw_swarm(seed) : fixed;
+      s.seed = seed;
+      if (trace && swarm) std::cout << baton::sim::to_text(s);
+      const auto result = baton::sim::run(s, trace ? &std::cout : nullptr);
       std::printf("%s\n", summary(s, result).c_str());
       for (const auto& why : result.failures) std::printf("    %s\n", why.c_str());
       if (!result.ok()) {

@@ -1,6 +1,7 @@
 #include "sim/model.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "sim/trace.h"
 
@@ -14,6 +15,21 @@ bool stops(const wire::SamplingParams& p, TokenId id) {
 // Of 24 bits, so that it survives JSON and a float as it is.
 float logprob_of(std::uint64_t hash) { return -static_cast<float>(hash >> 40) / 16777216.0f; }
 
+std::uint64_t bits(float value) { return std::bit_cast<std::uint32_t>(value); }
+
+// What penalties and biases do, as a number: a sum over the very ids that they are over.
+std::uint64_t penalties(const wire::SamplingParams& p, std::int32_t n_prompt, std::span<const TokenId> ids) {
+  std::uint64_t sum = 0;
+  const auto over = [&](std::size_t from, float strength) {
+    for (std::size_t i = from; i < ids.size(); ++i) sum += mix(static_cast<std::uint64_t>(ids[i]), bits(strength));
+  };
+  if (p.repetition_penalty != 1.0f) over(0, p.repetition_penalty);
+  if (p.presence_penalty != 0.0f) over(static_cast<std::size_t>(n_prompt), p.presence_penalty);
+  if (p.frequency_penalty != 0.0f) over(static_cast<std::size_t>(n_prompt), -p.frequency_penalty);
+  for (const auto& [id, bias] : p.logit_bias) sum = mix(mix(sum, static_cast<std::uint64_t>(id)), bits(bias));
+  return sum;
+}
+
 }  // namespace
 
 std::uint64_t first_word(int layer, int head, int kind) {
@@ -21,10 +37,15 @@ std::uint64_t first_word(int layer, int head, int kind) {
 }
 std::uint64_t next_word(std::uint64_t before, TokenId id) { return mix(before, static_cast<std::uint64_t>(id) + 1); }
 
-engine::Sampled Context::sample(const wire::SamplingParams& p, std::uint64_t seed, std::int32_t n_prompt, std::int32_t length,
+engine::Sampled Context::sample(const wire::SamplingParams& p, std::uint64_t seed, std::int32_t n_prompt, std::span<const TokenId> ids,
                                 int choice) const {
-  std::uint64_t hash = mix(sum_, static_cast<std::uint64_t>(n_prompt));
-  if (p.temperature > 0) hash = mix(mix(hash, seed), static_cast<std::uint64_t>(choice));
+  const auto length = static_cast<std::int32_t>(ids.size());
+  std::uint64_t hash = mix(mix(sum_, static_cast<std::uint64_t>(n_prompt)), penalties(p, n_prompt, ids));
+  if (p.temperature > 0) {
+    hash = mix(mix(hash, seed), static_cast<std::uint64_t>(choice));
+    hash = mix(mix(hash, bits(p.temperature)), bits(p.top_p));
+    hash = mix(mix(hash, bits(p.min_p)), static_cast<std::uint64_t>(p.top_k));
+  }
   engine::Sampled out;
   out.token = static_cast<TokenId>(hash % kVocab);
   while (length - n_prompt < p.min_tokens && stops(p, out.token)) out.token = (out.token + 1) % kVocab;
@@ -48,23 +69,27 @@ Expected reference(const ModelShape& shape, const wire::GenerateRequest& request
     }
   }
   Context context;
-  std::int32_t length = 0;
+  std::vector<TokenId> ids;
+  Expected out;
   const auto append = [&](TokenId id) {
+    std::uint64_t row = 0;
     for (std::size_t slot = 0; slot < words.size(); ++slot) {
       words[slot] = next_word(words[slot], id);
-      context.add(length, static_cast<int>(slot), words[slot]);
+      context.add(static_cast<std::int32_t>(ids.size()), static_cast<int>(slot), words[slot]);
+      row += row_term(static_cast<int>(slot), words[slot]);
     }
-    ++length;
+    ids.push_back(id);
+    out.rows.push_back(row);
   };
   for (const TokenId id : request.ids) append(id);
 
   const wire::SamplingParams& p = request.sampling;
-  Expected out;
   out.finish.choice = choice;
   for (;;) {
-    out.tokens.push_back(context.sample(p, request.seed, request.n_prompt, length, choice));
+    out.tokens.push_back(context.sample(p, request.seed, request.n_prompt, ids, choice));
     const TokenId token = out.tokens.back().token;
     append(token);
+    const auto length = static_cast<std::int32_t>(ids.size());
     const std::int32_t generated = length - request.n_prompt;
     if (generated > p.min_tokens && stops(p, token)) {
       out.finish.reason = wire::FinishReason::kStop;

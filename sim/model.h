@@ -1,11 +1,12 @@
 #pragma once
 // The modelled language model, defined by its KV cache. The row of one (layer, head, kind) and token is one 64-bit word, which continues
 // the word of the token before it: word(t) = mix(word(t-1), id(t)). The next token is a function of all words of all tokens, where they lie
-// in the sequence, and of the request (n_prompt, and the seed and choice unless it is greedy). So a stream is right if and only if every
-// word that it was computed from is, whoever wrote it, moved it, shared it or kept it.
+// in the sequence, and of the request: n_prompt, penalties over the ids that they are over, and the seed, choice and truncation unless it
+// is greedy. So a stream is right if and only if every word that it was computed from is, whoever wrote it, moved it, shared it or kept it.
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "device/kv_view.h"
@@ -31,14 +32,17 @@ struct ModelShape {
 std::uint64_t first_word(int layer, int head, int kind);  // before the first token
 std::uint64_t next_word(std::uint64_t before, TokenId id);
 
+// One token's words, summed up in any order.
+inline std::uint64_t row_term(int slot, std::uint64_t word) { return word * (static_cast<std::uint64_t>(slot) * 2 + 1); }
+
 // Sums up the words of a sequence, in any order.
 class Context {
  public:
   void add(std::int32_t token, int slot, std::uint64_t word) {
     sum_ += word * ((static_cast<std::uint64_t>(token) * 64 + static_cast<std::uint64_t>(slot)) * 0x9E3779B97F4A7C15u | 1);
   }
-  // The token after `length` tokens.
-  engine::Sampled sample(const wire::SamplingParams& params, std::uint64_t seed, std::int32_t n_prompt, std::int32_t length,
+  // The token after `ids`.
+  engine::Sampled sample(const wire::SamplingParams& params, std::uint64_t seed, std::int32_t n_prompt, std::span<const TokenId> ids,
                          int choice) const;
 
  private:
@@ -52,6 +56,7 @@ float prompt_logprob(std::int32_t position, TokenId token);
 struct Expected {
   std::vector<engine::Sampled> tokens;
   wire::FinishEvent finish;
+  std::vector<std::uint64_t> rows;  // of each token of prompt and output: the sum of its words
 };
 Expected reference(const ModelShape& shape, const wire::GenerateRequest& request, int choice, std::int64_t max_model_len);
 

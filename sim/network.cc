@@ -3,6 +3,11 @@
 #include <algorithm>
 
 namespace baton::sim {
+namespace {
+
+constexpr std::size_t kHeaderBytes = 64;  // of a piece, on the wire
+
+}  // namespace
 
 // Two ends: 0 connected, 1 accepted.
 struct Network::Stream {
@@ -18,6 +23,7 @@ struct Network::Stream {
   };
   Side side[2];
   int port = 0;
+  bool arrived = false, accepted = false;                             // at the other host's socket; by its process
   std::function<void(Result<std::unique_ptr<net::Link>>)> connected;  // until the answer
   net::Executor::TimerId timer = 0;
 };
@@ -81,21 +87,52 @@ Network::~Network() = default;
 
 void Network::add(Host& host) { hosts_[host.name()] = &host; }
 
-void Network::remove(const Host& host) {
+void Network::remove(const Host& host, bool keeps_sockets) {
   const std::string& name = host.name();
-  std::erase_if(listeners_, [&](const auto& l) { return l.first.first == name; });
-  // The kernel of the dead process's machine closes its sockets; what it had sent still travels.
+  if (!hosts_.contains(name)) return;
+  for (auto it = listeners_.begin(); it != listeners_.end();) {
+    if (it->first.first != name) {
+      ++it;
+      continue;
+    }
+    if (keeps_sockets) waiting_[it->first];
+    it = listeners_.erase(it);
+  }
+  for (auto& [key, path] : paths_) {
+    if (key.first == name) lose_tails(path);
+  }
+  // The kernel of the dead process's machine closes its sockets.
   std::vector<std::pair<std::uint64_t, int>> ends;
   for (const auto& [id, stream] : streams_) {
+    const auto socket = waiting_.find({name, stream->port});
+    const bool never_its = stream->side[1].host == name && !stream->accepted && socket != waiting_.end();
+    if (never_its && stream->arrived) socket->second.push_back(id);
     for (int end : {0, 1}) {
-      if (stream->side[end].host == name) ends.emplace_back(id, end);
+      if (stream->side[end].host == name && !(end == 1 && never_its)) ends.emplace_back(id, end);
     }
   }
   for (const auto& [id, end] : ends) close(id, end);
   hosts_.erase(name);
 }
 
-void Network::listen(Host& host, int port, OnLink on_link) { listeners_[{host.name(), port}] = std::move(on_link); }
+void Network::listen(Host& host, int port, OnLink on_link) {
+  const auto key = std::pair(host.name(), port);
+  listeners_[key] = std::move(on_link);
+  const auto waiting = waiting_.extract(key);
+  if (waiting.empty()) return;
+  for (const std::uint64_t id : waiting.mapped()) accept(host, id);
+}
+
+void Network::accept(Host& host, std::uint64_t id) {
+  host.post([this, id, to = host.name()] {
+    const auto found = streams_.find(id);
+    if (found == streams_.end()) return;
+    const auto listener = listeners_.find({to, found->second->port});
+    if (listener == listeners_.end() || !found->second->side[1].open) return close(id, 1);
+    found->second->accepted = true;
+    listener->second(std::make_unique<End>(self_, id, 1, found->second->side[0].host));
+  });
+}
 
 void Network::connect(Host& from, const std::string& to, int port, Duration timeout,
                       std::function<void(Result<std::unique_ptr<net::Link>>)> done) {
@@ -127,8 +164,8 @@ Network::Path& Network::path(const std::string& from, const std::string& to) {
 
 void Network::put(const PathKey& key, Delivery delivery) {
   Path& p = path(key.first, key.second);
-  if (p.cut) return;  // lost; the streams' ends have been told, a new one runs into its time-out
-  const auto size = static_cast<std::int64_t>(delivery.bytes.size()) + 64;  // headers
+  if (p.cut > 0) return;  // lost; the streams' ends have been told, a new one runs into its time-out
+  const auto size = static_cast<std::int64_t>(delivery.bytes.size() + kHeaderBytes);
   p.free_at = std::max(p.free_at, queue_.now()) + Duration(size * 1000 / p.bytes_per_ms);
   const Duration jitter(
       model_.jitter.count() == 0 ? 0 : static_cast<std::int64_t>(rng_.below(static_cast<std::uint64_t>(model_.jitter.count()))));
@@ -141,15 +178,14 @@ void Network::put(const PathKey& key, Delivery delivery) {
 
 void Network::schedule(const PathKey& key) {
   Path& p = paths_.at(key);
-  if (p.pumping || p.stalled || p.deliveries.empty()) return;
-  p.pumping = true;
-  queue_.at(p.deliveries.front().due, [this, key] { pump(key); });
+  if (p.pump || p.stalled > 0 || p.deliveries.empty()) return;
+  p.pump = queue_.at(p.deliveries.front().due, [this, key] { pump(key); });
 }
 
 void Network::pump(const PathKey& key) {
   Path& p = paths_.at(key);
-  p.pumping = false;
-  if (p.stalled || p.deliveries.empty()) return;
+  p.pump.reset();
+  if (p.stalled > 0 || p.deliveries.empty()) return;
   if (p.deliveries.front().due > queue_.now()) return schedule(key);
   Delivery delivery = std::move(p.deliveries.front());
   p.deliveries.pop_front();
@@ -166,18 +202,16 @@ void Network::arrive(const PathKey& key, Delivery d) {
   trace_(queue_.now(), key.second, "net", static_cast<int>(d.kind), d.stream, d.bytes.size(), hash_bytes(d.bytes));
   switch (d.kind) {
     case Delivery::Kind::kConnect: {
+      const auto kept = waiting_.find({key.second, stream.port});
       const bool listens = host != hosts_.end() && listeners_.contains({key.second, stream.port});
-      if (!listens) {
+      if (!listens && kept == waiting_.end()) {
         stream.side[1].open = false;
         return put(back, {{}, d.stream, 0, Delivery::Kind::kRefused, {}});
       }
+      stream.arrived = true;
       put(back, {{}, d.stream, 0, Delivery::Kind::kAccepted, {}});
-      host->second->post([this, id = d.stream, to = key.second, port = stream.port, from = key.first] {
-        const auto listener = listeners_.find({to, port});
-        if (!streams_.contains(id)) return;
-        if (listener == listeners_.end()) return close(id, 1);
-        listener->second(std::make_unique<End>(self_, id, 1, from));
-      });
+      if (listens) return accept(*host->second, d.stream);
+      kept->second.push_back(d.stream);
       return;
     }
     case Delivery::Kind::kAccepted:
@@ -196,7 +230,12 @@ void Network::arrive(const PathKey& key, Delivery d) {
       return;
     }
     case Delivery::Kind::kBytes: {
-      if (!stream.side[d.to].open || host == hosts_.end()) return;
+      if (!stream.side[d.to].open) return;
+      if (host == hosts_.end()) {  // it waits at a socket whose owner is dead
+        stream.side[1 - d.to].in_flight -= d.bytes.size();
+        stream.side[d.to].early.push_back(std::move(d.bytes));
+        return;
+      }
       // A frozen process reads later, which its peer's buffer feels.
       host->second->post([this, id = d.stream, to = d.to, bytes = std::move(d.bytes)]() mutable {
         const auto s = streams_.find(id);
@@ -213,7 +252,8 @@ void Network::arrive(const PathKey& key, Delivery d) {
       return;
     }
     case Delivery::Kind::kClose: {
-      if (host == hosts_.end()) return forget(d.stream, d.to);
+      if (host == hosts_.end())
+        return stream.arrived ? break_end(d.stream, d.to, "the peer closed the connection") : forget(d.stream, d.to);
       host->second->post([this, id = d.stream, to = d.to] { break_end(id, to, "the peer closed the connection"); });
       return;
     }
@@ -229,7 +269,9 @@ Status Network::send(std::uint64_t id, int from, std::string bytes) {
   if (stream.side[from].in_flight + bytes.size() > model_.buffer_bytes_max) return {Code::kResourceExhausted, "the peer reads too slowly"};
   stream.side[from].in_flight += bytes.size();
   const PathKey key{stream.side[from].host, stream.side[1 - from].host};
-  if (bytes.size() > 1 && model_.split_one_in > 0 && rng_.below(model_.split_one_in) == 0) {
+  int pieces = model_.split_one_in > 0 && rng_.below(model_.split_one_in) == 0 ? 2 : 1;
+  if (path(key.first, key.second).throttled > 0) pieces += 2;
+  for (; pieces > 1 && bytes.size() > 1; --pieces) {
     const std::size_t at = 1 + rng_.below(bytes.size() - 1);
     put(key, {{}, id, 1 - from, Delivery::Kind::kBytes, bytes.substr(0, at)});
     bytes.erase(0, at);
@@ -282,11 +324,41 @@ void Network::break_end(std::uint64_t id, int end, const std::string& why) {
 
 // ---------------------------------------------------------------------------------------------------------------- faults
 
+// What is on its way at this moment is cut off amid its bytes.
+void Network::arrive_in_part(const PathKey& key) {
+  Path& p = path(key.first, key.second);
+  if (p.deliveries.empty() || p.deliveries.front().bytes.empty()) return;
+  Delivery& front = p.deliveries.front();
+  const std::size_t size = rng_.below(front.bytes.size());
+  Delivery part{front.due, front.stream, front.to, Delivery::Kind::kBytes, front.bytes.substr(0, size)};
+  front.bytes.erase(0, size);
+  arrive(key, std::move(part));
+}
+
+// Some of what a dead host had sent is lost: of every other stream, everything from some byte on.
+void Network::lose_tails(Path& p) {
+  std::map<std::uint64_t, std::size_t> pieces;
+  for (const Delivery& d : p.deliveries) pieces[d.stream] += d.kind == Delivery::Kind::kBytes ? 1 : 0;
+  for (const auto& [stream, count] : pieces) {
+    if (count == 0 || rng_.below(2) == 0) continue;
+    std::size_t whole = rng_.below(count);
+    bool lost = false;
+    std::erase_if(p.deliveries, [&, stream = stream](Delivery& d) {
+      if (d.stream != stream || d.kind != Delivery::Kind::kBytes || lost) return d.stream == stream && lost;
+      if (whole > 0) return --whole, false;
+      lost = true;
+      d.bytes.resize(rng_.below(d.bytes.size() + 1));
+      return false;
+    });
+  }
+}
+
 void Network::cut(const std::string& from, const std::string& to) {
   Path& p = path(from, to);
-  p.cut = true;
-  p.deliveries.clear();
   trace_(queue_.now(), from, "cut", hash_bytes(to));
+  if (p.cut++ > 0) return;
+  if (p.stalled == 0) arrive_in_part({from, to});
+  p.deliveries.clear();
   std::vector<std::uint64_t> broken;
   for (const auto& [id, stream] : streams_) {
     const auto& side = stream->side;
@@ -307,24 +379,41 @@ void Network::cut(const std::string& from, const std::string& to) {
 }
 
 void Network::mend(const std::string& from, const std::string& to) {
-  path(from, to).cut = false;
+  --path(from, to).cut;
   trace_(queue_.now(), from, "mend", hash_bytes(to));
 }
 
 void Network::stall(const std::string& from, const std::string& to) {
-  path(from, to).stalled = true;
   trace_(queue_.now(), from, "stall", hash_bytes(to));
+  if (path(from, to).stalled++ == 0) arrive_in_part({from, to});
 }
 
 void Network::release(const std::string& from, const std::string& to) {
-  path(from, to).stalled = false;
+  --path(from, to).stalled;
   trace_(queue_.now(), from, "release", hash_bytes(to));
   schedule({from, to});
 }
 
 void Network::throttle(const std::string& from, const std::string& to, std::int64_t bytes_per_ms) {
-  path(from, to).bytes_per_ms = bytes_per_ms;
+  Path& p = path(from, to);
+  ++p.throttled;
+  p.bytes_per_ms = bytes_per_ms;
   trace_(queue_.now(), from, "throttle", hash_bytes(to), bytes_per_ms);
+}
+
+// What waits to be sent goes at the old speed.
+void Network::unthrottle(const std::string& from, const std::string& to) {
+  Path& p = path(from, to);
+  trace_(queue_.now(), from, "unthrottle", hash_bytes(to));
+  if (--p.throttled > 0) return;
+  p.bytes_per_ms = model_.bytes_per_ms;
+  p.free_at = p.last_due = queue_.now();
+  for (Delivery& d : p.deliveries) {
+    p.free_at += Duration(static_cast<std::int64_t>(d.bytes.size() + kHeaderBytes) * 1000 / p.bytes_per_ms);
+    d.due = p.last_due = std::max(p.last_due, std::min(d.due, p.free_at + model_.latency));
+  }
+  if (p.pump) queue_.cancel(*std::exchange(p.pump, std::nullopt));
+  schedule({from, to});
 }
 
 }  // namespace baton::sim

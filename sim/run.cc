@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <memory>
 
 #include "sim/cluster.h"
@@ -14,34 +15,52 @@ constexpr Duration kWarmUp = std::chrono::seconds(1);  // until the gateway has 
 constexpr std::uint64_t kCheckEvery = 128;             // events between two looks into the books
 constexpr std::uint64_t kEventsMax = 20'000'000;       // at a standstill of virtual time
 
+// How long something has been so, without a break.
+class Lasting {
+ public:
+  bool longer(const std::string& key, bool holds, TimePoint now, Duration limit) {
+    if (!holds) return since_.erase(key), false;
+    return now - since_.try_emplace(key, now).first->second > limit;
+  }
+
+ private:
+  std::map<std::string, TimePoint> since_;
+};
+
 class Run {
  public:
-  Run(const Scenario& scenario, std::uint64_t seed, std::ostream* text)
-      : scenario_(scenario), world_(seed, scenario, text), cluster_(world_, scenario, seed) {
-    result_.seed = seed;
-    std::vector<ClientPlan> plans = make_load(scenario.load, Cluster::kMaxModelLen, seed);
+  Run(const Scenario& scenario, std::ostream* text) : scenario_(scenario), world_(scenario, text), cluster_(world_, scenario) {
+    result_.seed = scenario.seed;
+    const Duration calm = calm_at(scenario);
+    std::vector<ClientPlan> plans = make_load(scenario, Cluster::kMaxModelLen, calm);
     result_.requests = static_cast<int>(plans.size());
-    last_arrival_ = TimePoint(kWarmUp) + (plans.empty() ? Duration(0) : plans.back().arrival);
-    Host& host = cluster_.gateway().host();
+    const Duration last_arrival = plans.empty() ? Duration(0) : plans.back().arrival;
+    busy_until_ = TimePoint(kWarmUp) + std::max(calm, last_arrival);
     for (ClientPlan& plan : plans) {
       const Duration arrival = kWarmUp + plan.arrival;
-      clients_.push_back(std::make_shared<Client>(host, world_.trace, std::move(plan), cluster_.model(), Cluster::kMaxModelLen, failures_));
-      host.after(arrival, [this, client = clients_.back()] { client->start(cluster_.gateway().gateway()); });
+      clients_.push_back(std::make_shared<Client>(world_.trace, std::move(plan), cluster_.model(), Cluster::kMaxModelLen, world_.failures));
+      learn(*clients_.back());
+      world_.queue.at(TimePoint(arrival), [this, client = clients_.back()] { arrive(*client); });
     }
     for (const Fault& fault : scenario.faults) world_.queue.at(TimePoint(kWarmUp) + fault.at, [this, &fault] { cluster_.apply(fault); });
-    host.after(kWarmUp, [this] {
-      if (const auto why = cluster_.gateway().gateway().not_ready()) fail("the cluster is not ready: " + *why);
+    world_.queue.at(TimePoint(kWarmUp) - Duration(1), [this] {
+      if (const auto why = cluster_.gateway()->gateway().not_ready()) fail("I20", "the cluster is not ready: " + *why);
+    });
+    cluster_.on_gateway_death([this] {
+      for (const auto& client : clients_) {
+        if (client->arrived()) client->lost();
+      }
     });
   }
 
   RunResult finish() {
-    const bool over = until(last_arrival_ + scenario_.limit, [this] { return all_over(); });
+    const bool over = until(busy_until_ + scenario_.limit, [this] { return all_over(); });
     if (!over) {
       const auto open =
           std::count_if(clients_.begin(), clients_.end(), [](const auto& c) { return c->outcome() == Client::Outcome::kNone; });
-      if (failures_.messages.empty()) fail(std::to_string(open) + " requests have no outcome in time: " + cluster_.held());
-    } else if (!until(world_.queue.now() + scenario_.settle, [this] { return cluster_.held().empty(); }) && failures_.messages.empty()) {
-      fail("not quiescent: " + cluster_.held());
+      if (!world_.failures.any()) fail("liveness", std::to_string(open) + " requests have no outcome in time: " + cluster_.held());
+    } else if (!until(world_.queue.now() + scenario_.settle, [this] { return cluster_.held().empty(); }) && !world_.failures.any()) {
+      fail("I4", "not quiescent: " + cluster_.held());
     }
     look();
     conclude();
@@ -50,9 +69,24 @@ class Run {
   }
 
  private:
-  void fail(const std::string& what) {
-    if (failures_.messages.size() < Client::Failures::kMax)
-      failures_.messages.push_back("at " + std::to_string(world_.queue.now().time_since_epoch().count()) + " us: " + what);
+  void fail(std::string_view invariant, const std::string& what) { world_.failures.add(world_.queue.now(), invariant, what); }
+
+  // What its sequences may come to publish.
+  void learn(const Client& client) {
+    const wire::GenerateRequest& r = client.plan().request;
+    for (int c = 0; c < r.n; ++c) {
+      std::vector<TokenId> ids = r.ids;
+      for (const auto& t : client.expected(c).tokens) ids.push_back(t.token);
+      for (const int size : cluster_.block_sizes()) world_.known.add(ids, client.expected(c).rows, size, r.cache_salt);
+    }
+  }
+
+  void arrive(Client& client) {
+    if (GatewayProcess* gateway = cluster_.gateway()) {
+      client.arrive(gateway->host(), gateway->gateway());
+    } else {
+      client.lost();  // nobody listens
+    }
   }
 
   bool all_over() {
@@ -64,24 +98,50 @@ class Run {
   template <class Condition>
   bool until(TimePoint limit, Condition condition) {
     while (!condition()) {
-      if (!failures_.messages.empty() || world_.queue.now() > limit || world_.queue.executed() > kEventsMax) return false;
+      if (world_.failures.any() || world_.queue.now() > limit || world_.queue.executed() > kEventsMax) return false;
       if (!world_.queue.run_one()) return false;
+      cluster_.check_turn();
       if (world_.queue.executed() % kCheckEvery == 0) look();
     }
     return true;
   }
 
-  // What must hold at every moment.
+  // What must hold at every moment and costs too much to look at after every event.
   void look() {
-    if (Status s = cluster_.check(); !s.ok()) fail("the books do not balance: " + s.to_string());
-    const gateway::Stats s = cluster_.gateway().gateway().stats();
-    if (s.conflicts > 0) fail("two different tokens for one position");
+    if (Status s = cluster_.check(); !s.ok()) fail("I4", "the books do not balance: " + s.to_string());
+    for (WorkerProcess* worker : cluster_.workers()) look(*worker);
+    if (GatewayProcess* gateway = cluster_.gateway()) look(*gateway);
+  }
+
+  void look(WorkerProcess& worker) {
+    const TimePoint now = world_.queue.now();
+    const auto target = worker.node().target_stats();
+    const engine::EngineStatus engine = worker.engine().status();
+    const bool frozen = worker.host().frozen();
+    const auto lasts = [&](const char* what, bool holds, Duration limit) {
+      return lasting_.longer(worker.name() + what, holds && !frozen, now, limit);
+    };
+    if (target.digest_mismatches > 0 && world_.fabric.damaged_one_in == 0 && scenario_.faults.empty())
+      fail("I6", worker.name() + " received damaged KV");
+    const TimePoint deadline = std::min(target.next_deadline, worker.node().source_stats().next_deadline);
+    if (lasts(" late", deadline < worker.host().clock().now(), std::chrono::seconds(1)))
+      fail("I3", worker.name() + " has a hold past its deadline: " + worker.held());
+    const bool only_waiting = engine.running == 0 && engine.waiting > 0 && engine.waiting == engine.requests && engine.blocks_reserved == 0;
+    if (lasts(" idle", (engine.running > 0 || only_waiting) && !worker.device().busy(), std::chrono::seconds(1)))
+      fail("I24", worker.name() + " has work and makes no step: " + worker.held());
+  }
+
+  void look(GatewayProcess& gateway) {
+    const gateway::Stats s = gateway.gateway().stats();
+    if (s.conflicts > 0) fail("I14", "two different tokens for one position");
     if (scenario_.no_retries &&
         s.retries_decode_failed + s.retries_prefill_failed + s.retries_nacked + s.waits_expired + s.fallbacks + s.resumed > 0)
-      fail("something was tried again where nothing fails");
-    for (const WorkerProcess* worker : cluster_.workers()) {
-      const auto target = worker->node().target_stats();
-      if (target.digest_mismatches > 0 && world_.fabric.damaged_one_in == 0) fail(worker->status().name + " received damaged KV");
+      fail("I18", "something was tried again where nothing fails");
+    for (const gateway::Worker& w : gateway.gateway().workers()) {
+      const bool believed = w.liveness == gateway::Liveness::kAlive && !gateway.host().frozen();
+      if (lasting_.longer(w.config.name + " old", believed && w.status.incarnation != cluster_.life(w.config.name).incarnation,
+                          world_.queue.now(), std::chrono::seconds(10)))
+        fail("I21", "the gateway believes an earlier incarnation of " + w.config.name);
     }
   }
 
@@ -98,55 +158,63 @@ class Run {
         case Client::Outcome::kDeadline:
           ++result_.deadline;
           break;
+        case Client::Outcome::kRefused:
+          ++result_.refused;
+          break;
+        case Client::Outcome::kLost:
+          ++result_.lost;
+          break;
         default:
           break;
       }
     }
-    for (const WorkerProcess* worker : cluster_.workers()) {
-      const wire::WorkerStatus s = worker->status();
-      const auto target = worker->node().target_stats();
-      result_.handoffs += target.committed;
-      result_.digest_mismatches += target.digest_mismatches;
-      result_.kv_bytes += target.kv_bytes;
-      result_.preemptions += s.preemptions;
-      result_.prefix_hits += s.prefix_hits;
-    }
-    const gateway::Stats s = cluster_.gateway().gateway().stats();
-    result_.queued = s.queued;
-    result_.resumed = s.resumed;
-    result_.retries =
-        s.retries_decode_refused + s.retries_decode_failed + s.retries_prefill_refused + s.retries_prefill_failed + s.retries_nacked;
+    const Totals all = cluster_.totals();
+    result_.handoffs = all.handoffs;
+    result_.digest_mismatches = all.digest_mismatches;
+    result_.kv_bytes = all.kv_bytes;
+    result_.preemptions = all.preemptions;
+    result_.prefix_hits = all.prefix_hits;
+    result_.queued = all.queued;
+    result_.retries = all.retries;
+    result_.resumed = all.resumed;
+    result_.kills = all.kills;
+    result_.drains = all.drains;
     result_.hash = world_.trace.hash();
     result_.events = world_.trace.events();
     result_.virtual_time = world_.queue.now() - TimePoint();
-    result_.failures = failures_.messages;
+    result_.failures = world_.failures.messages();
   }
 
   const Scenario& scenario_;
   World world_;
-  Client::Failures failures_;
   std::vector<std::shared_ptr<Client>> clients_;
   Cluster cluster_;
-  TimePoint last_arrival_{};
+  TimePoint busy_until_{};
+  Lasting lasting_;
   std::size_t first_open_ = 0;
   RunResult result_;
 };
 
 }  // namespace
 
-RunResult run(const Scenario& scenario, std::uint64_t seed, std::ostream* trace) { return Run(scenario, seed, trace).finish(); }
+RunResult run(const Scenario& scenario, std::ostream* trace) { return Run(scenario, trace).finish(); }
+
+RunResult run(Scenario scenario, std::uint64_t seed, std::ostream* trace) {
+  scenario.seed = seed;
+  return run(scenario, trace);
+}
 
 std::string summary(const Scenario& scenario, const RunResult& r) {
-  char line[320];
-  std::snprintf(line, sizeof line,
-                "%-14s seed %-8llu hash %016llx  %s  %7.3f s  %8llu events  %3d requests: %d complete, %d cancelled, %d late  "
-                "%llu tokens  %llu hand-offs (%.1f MB)  %llu preempted  %llu prefix hits  %llu queued  %llu retries  %llu resumed",
-                scenario.name.c_str(), static_cast<unsigned long long>(r.seed), static_cast<unsigned long long>(r.hash),
-                r.ok() ? "ok    " : "FAILED", to_seconds(r.virtual_time), static_cast<unsigned long long>(r.events), r.requests, r.complete,
-                r.cancelled, r.deadline, static_cast<unsigned long long>(r.tokens), static_cast<unsigned long long>(r.handoffs),
-                static_cast<double>(r.kv_bytes) / 1e6, static_cast<unsigned long long>(r.preemptions),
-                static_cast<unsigned long long>(r.prefix_hits), static_cast<unsigned long long>(r.queued),
-                static_cast<unsigned long long>(r.retries), static_cast<unsigned long long>(r.resumed));
+  char line[400];
+  std::snprintf(
+      line, sizeof line,
+      "%-14s seed %-8llu hash %016llx  %s  %7.3f s  %8llu events  %3d requests: %d complete, %d cancelled, %d late, %d refused, "
+      "%d lost  %llu tokens  %llu hand-offs (%.1f MB)  %llu preempted  %llu prefix hits  %llu queued  %llu retries  %llu resumed",
+      scenario.name.c_str(), static_cast<unsigned long long>(r.seed), static_cast<unsigned long long>(r.hash), r.ok() ? "ok    " : "FAILED",
+      to_seconds(r.virtual_time), static_cast<unsigned long long>(r.events), r.requests, r.complete, r.cancelled, r.deadline, r.refused,
+      r.lost, static_cast<unsigned long long>(r.tokens), static_cast<unsigned long long>(r.handoffs), static_cast<double>(r.kv_bytes) / 1e6,
+      static_cast<unsigned long long>(r.preemptions), static_cast<unsigned long long>(r.prefix_hits),
+      static_cast<unsigned long long>(r.queued), static_cast<unsigned long long>(r.retries), static_cast<unsigned long long>(r.resumed));
   return line;
 }
 

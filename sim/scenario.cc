@@ -109,26 +109,25 @@ std::vector<Scenario> make() {
   }
   {
     Scenario& s = add("workers-die", "a prefill and a decode worker are killed and come back as others: streams go on elsewhere");
-    s.faults = {{.kind = Fault::Kind::kKill, .at = milliseconds(800), .host = "p1"},
-                {.kind = Fault::Kind::kRestart, .at = milliseconds(1500), .host = "p1"},
-                {.kind = Fault::Kind::kKill, .at = milliseconds(2200), .host = "d1"},
-                {.kind = Fault::Kind::kRestart, .at = milliseconds(3000), .host = "d1"},
-                {.kind = Fault::Kind::kRestart, .at = milliseconds(3700), .host = "d0"}};
+    s.faults = {{.kind = Fault::Kind::kKill, .at = milliseconds(800), .lasts = milliseconds(700), .host = "p1"},
+                {.kind = Fault::Kind::kKill, .at = milliseconds(2200), .lasts = milliseconds(800), .host = "d1"},
+                {.kind = Fault::Kind::kKill, .at = milliseconds(3700), .host = "d0"}};
     busy(s.load);
     s.no_retries = false;
     s.expects_resume = true;
   }
   {
     Scenario& s = add("bad-network", "hand-off links and legs are cut, stalled and throttled for a while");
-    s.faults = {{.kind = Fault::Kind::kCut, .at = milliseconds(500), .host = "p0", .to = "d0"},
-                {.kind = Fault::Kind::kMend, .at = milliseconds(900), .host = "p0", .to = "d0"},
-                {.kind = Fault::Kind::kStall, .at = milliseconds(1200), .host = "d1", .to = "p1"},
-                {.kind = Fault::Kind::kRelease, .at = milliseconds(1800), .host = "d1", .to = "p1"},
-                {.kind = Fault::Kind::kCut, .at = milliseconds(2200), .host = "d0", .to = "gateway"},
-                {.kind = Fault::Kind::kMend, .at = milliseconds(2600), .host = "d0", .to = "gateway"},
-                {.kind = Fault::Kind::kStall, .at = milliseconds(3000), .host = "gateway", .to = "p0"},
-                {.kind = Fault::Kind::kRelease, .at = milliseconds(3400), .host = "gateway", .to = "p0"},
-                {.kind = Fault::Kind::kThrottle, .at = milliseconds(3600), .host = "p1", .to = "d1", .bytes_per_ms = 20}};
+    s.faults = {{.kind = Fault::Kind::kCut, .at = milliseconds(500), .lasts = milliseconds(400), .host = "p0", .to = "d0"},
+                {.kind = Fault::Kind::kStall, .at = milliseconds(1200), .lasts = milliseconds(600), .host = "d1", .to = "p1"},
+                {.kind = Fault::Kind::kCut, .at = milliseconds(2200), .lasts = milliseconds(400), .host = "d0", .to = "gateway"},
+                {.kind = Fault::Kind::kStall, .at = milliseconds(3000), .lasts = milliseconds(400), .host = "gateway", .to = "p0"},
+                {.kind = Fault::Kind::kThrottle,
+                 .at = milliseconds(3600),
+                 .lasts = std::chrono::seconds(20),
+                 .host = "p1",
+                 .to = "d1",
+                 .value = 20}};
     s.fabric.damaged_one_in = 200;
     busy(s.load);
     s.no_retries = false;
@@ -142,6 +141,27 @@ std::vector<Scenario> make() {
 std::span<const Scenario> scenarios() {
   static const std::vector<Scenario> all = make();
   return all;
+}
+
+std::vector<std::string> worker_names(const Scenario& scenario) {
+  std::vector<std::string> names;
+  int count[3] = {};
+  for (const WorkerGroup& group : scenario.workers) {
+    for (int i = 0; i < group.count; ++i) {
+      const char letter = group.role == Role::kPrefill ? 'p' : group.role == Role::kDecode ? 'd' : 'w';
+      names.push_back(letter + std::to_string(count[static_cast<int>(group.role)]++));
+    }
+  }
+  return names;
+}
+
+Duration calm_at(const Scenario& scenario) {
+  Duration calm{};
+  for (const Fault& f : scenario.faults) {
+    const Duration drains = f.kind == Fault::Kind::kDrain ? Duration(f.value) : Duration(0);
+    calm = std::max(calm, f.at + drains + f.lasts);
+  }
+  return calm;
 }
 
 const Scenario* find_scenario(std::string_view name) {

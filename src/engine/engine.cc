@@ -75,6 +75,7 @@ class EngineImpl final : public Engine {
 
   EngineStatus status() const override { return scheduler_.status(); }
   Status check() const override { return scheduler_.check(); }
+  const kv::BlockPool& pool() const override { return scheduler_.pool(); }
 
  private:
   struct Client {

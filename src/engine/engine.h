@@ -17,6 +17,7 @@
 #include "base/status.h"
 #include "engine/step.h"
 #include "engine/types.h"
+#include "kv/block_pool.h"
 #include "net/event_loop.h"
 #include "wire/generate.h"
 
@@ -69,6 +70,7 @@ class Engine : public wire::Generator {
   virtual EngineStatus status() const = 0;
   // Verifies the pool's books against the sequences, O(blocks): for tests and the simulation.
   virtual Status check() const = 0;
+  virtual const kv::BlockPool& pool() const = 0;
 };
 
 }  // namespace baton::engine

@@ -305,6 +305,7 @@ EngineStatus Scheduler::status() const {
   EngineStatus s = counters_;
   s.running = static_cast<int>(running_.size());
   s.waiting = static_cast<int>(waiting_.size());
+  s.requests = static_cast<int>(groups_.size());
   s.blocks_total = pool_.total();
   s.blocks_free = pool_.free();
   s.blocks_cached = pool_.cached();

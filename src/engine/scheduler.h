@@ -91,6 +91,7 @@ class Scheduler {
   bool idle() const { return groups_.empty(); }
   // Verifies that the pool's references are those of the sequences, and the credit. For tests.
   Status check() const;
+  const kv::BlockPool& pool() const { return pool_; }
 
  private:
   struct Group;     // a request

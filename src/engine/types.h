@@ -27,6 +27,7 @@ struct EngineOptions {
 
 struct EngineStatus {
   int running = 0, waiting = 0;
+  int requests = 0;  // in any state, those included that only hold blocks
   std::int32_t blocks_total = 0, blocks_free = 0, blocks_cached = 0, blocks_reserved = 0;
   std::int64_t queued_prefill_tokens = 0;
   double prefill_tokens_per_s = 0;

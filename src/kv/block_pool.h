@@ -48,6 +48,8 @@ class BlockPool {
   std::int32_t available() const { return free() + cached_; }
   std::int32_t references(BlockId block) const { return at(block).references; }
   bool published(BlockId block) const { return at(block).published; }
+  // Under which it is published, or null.
+  const wire::BlockHash* name(BlockId block) const { return at(block).published ? &at(block).hash : nullptr; }
 
   // Verifies all of the above from scratch, O(total): for tests and the debug endpoint.
   Status check() const;

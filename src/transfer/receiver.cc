@@ -489,6 +489,7 @@ Receiver::Stats Receiver::stats(TimePoint now) const {
   Stats s = totals_;
   s.links = links_.size();
   s.fetches_in_flight = fetches_.size();
+  s.next_deadline = next_deadline();
   for (const auto& [id, lease] : leases_) {
     ++s.by_state[static_cast<int>(lease.state)];
     if (lease.state != State::kCommitted) s.oldest_held = std::max(s.oldest_held, now - lease.since);

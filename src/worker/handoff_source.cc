@@ -118,7 +118,10 @@ void HandoffSource::close(Id id) {
 HandoffSource::Stats HandoffSource::stats() const {
   Stats s = totals_;
   s.open = handoffs_.size();
-  for (const auto& [id, h] : handoffs_) s.oldest_held = std::max(s.oldest_held, now() - h.since);
+  for (const auto& [id, h] : handoffs_) {
+    s.oldest_held = std::max(s.oldest_held, now() - h.since);
+    s.next_deadline = std::min(s.next_deadline, h.sender->next_deadline());
+  }
   return s;
 }
 

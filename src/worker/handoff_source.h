@@ -36,6 +36,7 @@ class HandoffSource {
     std::size_t open = 0;  // hand-offs that still hold KV
     std::uint64_t acked = 0, failed = 0, kv_bytes = 0;
     Duration oldest_held{};
+    TimePoint next_deadline = kNever;  // of any wait
   };
   HandoffSource(net::Executor& loop, engine::Engine& engine, transfer::Fabric& fabric, transfer::Hello hello, PeerLinks::Dialer dialer,
                 transfer::SenderOptions options);
