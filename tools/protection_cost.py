@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""What the hand-off's protection costs: the share of a served request's CPU time that goes into digests, ledger and timeline.
+
+Starts one prefill and one decode worker, sends the 200 built-in request lengths at a steady rate, samples the CPU time of gateway and
+workers with call stacks (perf, cpu-clock), and sorts each sample by the parts below. Copying KV and digesting it are one pass on the
+decode side: the sample counts as digest although a copy without one would cost nearly as much, so the figure is an upper bound. Page
+faults are the price of memory that is touched for the first time, whoever touches it: they are shown apart and not counted.
+
+    tools/protection_cost.py [--model smollm2-135m] [--num-prompts 100] [--request-rate 3] [--baton build/baton]
+
+Needs perf. Prints one line a part: share of all CPU time, and milliseconds of CPU time a request.
+"""
+
+import argparse
+import collections
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+SAMPLES_PER_SECOND = 199
+PAGE_FAULTS = "page faults"
+PARTS = [  # the first part whose pattern matches a frame has the sample
+    (PAGE_FAULTS, re.compile(r"page_fault")),
+    ("digest", re.compile(r"copy_and_digest|digest_runs|digest_ids|XXH3|Digester")),
+    ("timeline", re.compile(r"RequestRecord|RequestLog|Core::note|Core::merge_served|Core::deliver_served|wire::Served|Timeline")),
+    ("ledger", re.compile(r"baton::transfer::|worker::Handoff|worker::PeerLinks|Retention")),
+]
+
+
+def part_of(stack):
+    for frame in stack:
+        for name, pattern in PARTS:
+            if pattern.search(frame):
+                return name
+    return "rest"
+
+
+def samples(script):
+    """The stacks of perf script's text, innermost frame first."""
+    stack = []
+    for line in script:
+        line = line.strip()
+        if not line:
+            if stack:
+                yield stack
+            stack = []
+        elif re.match(r"[0-9a-f]+ ", line):
+            stack.append(line.split(" ", 1)[1])
+    if stack:
+        yield stack
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--num-prompts", type=int, default=100)
+    parser.add_argument("--request-rate", type=float, default=3)
+    parser.add_argument("--baton", default="build/baton")
+    parser.add_argument("--port", type=int, default=8190)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        serve = subprocess.Popen(
+            [args.baton, "serve", args.model, "--prefill", "1", "--decode", "1", "--port", str(args.port)],
+            stdout=open(os.path.join(home, "serve.log"), "w"), stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{args.port}/health/ready", timeout=1)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline or serve.poll() is not None:
+                        sys.exit("error: the server did not become ready:\n" + open(os.path.join(home, "serve.log")).read())
+                    time.sleep(0.1)
+            children = subprocess.check_output(["pgrep", "-P", str(serve.pid)], text=True).split()
+            data = os.path.join(home, "perf.data")
+            perf = subprocess.Popen(["perf", "record", "-q", "-e", "cpu-clock", "-F", str(SAMPLES_PER_SECOND), "--call-graph", "dwarf,4096",
+                                     "-p", ",".join(children), "-o", data])
+            result = os.path.join(home, "result.json")
+            subprocess.check_call([args.baton, "bench", "serve", "--port", str(args.port), "--dataset-name", "lengths", "--num-prompts",
+                                   str(args.num_prompts), "--request-rate", str(args.request_rate), "--save-result", "--result-filename",
+                                   result], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            perf.send_signal(2)
+            perf.wait()
+            completed = json.load(open(result))["completed"]
+        finally:
+            serve.terminate()
+            serve.wait()
+        script = subprocess.Popen(["perf", "script", "-i", data, "--no-inline", "-F", "comm,ip,sym"], stdout=subprocess.PIPE, text=True)
+        count = collections.Counter(part_of(stack) for stack in samples(script.stdout))
+    total = sum(count.values())  # of parts and rest
+    if total == 0 or completed == 0:
+        sys.exit("error: no samples; does perf work here?")
+    to_ms = 1e3 / SAMPLES_PER_SECOND / completed
+    print(f"{completed} requests, {total} samples, {total * to_ms:.1f} ms of CPU time a request")
+    count["together"] = sum(count[name] for name, _ in PARTS if name != PAGE_FAULTS)
+    for name in [name for name, _ in PARTS] + ["together"]:
+        print(f"{name:11} {100 * count[name] / total:6.2f} %  {count[name] * to_ms:8.3f} ms a request")
+
+
+if __name__ == "__main__":
+    main()
