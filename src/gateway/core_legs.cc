@@ -16,6 +16,13 @@ struct Overloaded : Ts... {
   using Ts::operator()...;
 };
 
+// What a worker says of its own waits, its clock and its partner does not end the request: only the client cancels, and the deadline is
+// that of our clock.
+Status as_ours(const Status& said, TimePoint now, TimePoint deadline) {
+  const bool theirs = said.code() == Code::kCancelled || (said.code() == Code::kDeadlineExceeded && now < deadline);
+  return theirs ? Status(Code::kUnavailable, said.message()) : said;
+}
+
 }  // namespace
 
 // --- starting
@@ -428,8 +435,9 @@ bool Core::count_failure(Request& request, Run& run, TimePoint now, const Status
   return false;
 }
 
-void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused,
+void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& said, bool refused,
                           bool nacked) {
+  const Status status = as_ours(said, now, request.deadline);
   Run& run = request.runs[run_index];
   if (run.state != RunState::kPrefilling) return fail_if_logprobs_lost(request, now);  // D has committed
   note(request, now, nacked ? "prefill_nacked" : refused ? "prefill_refused" : "prefill_failed", status.to_string());
@@ -453,7 +461,8 @@ void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now
   start_prefill(request, run_index, now);
 }
 
-void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused) {
+void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& said, bool refused) {
+  const Status status = as_ours(said, now, request.deadline);
   Run& run = request.runs[run_index];
   cancel_leg(run.prefill_leg);
   if (run.state == RunState::kEnded) return;

@@ -378,6 +378,25 @@ TEST_F(CoreTest, ABadRequestIsNotRetried) {
   EXPECT_EQ(decodes_.size(), 1u);
 }
 
+// D's leg was cut where only D has noticed: it tells P, and P tells us. Nor is a worker's clock ours.
+TEST_F(CoreTest, AWorkersCancelOrDeadlineIsNotTheRequests) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  event(decode(), wire::Reserved{LeaseId(77)});
+  event(prefill(), wire::Nacked{Status(Code::kCancelled, "the decode leg was closed")});
+  ASSERT_EQ(prefills_.size(), 2u);
+  event(prefill(), wire::Failed{Status(Code::kDeadlineExceeded, "hand-off streaming for too long")});
+  ASSERT_EQ(decodes_.size(), 2u) << "two prefills failed under the lease: elsewhere";
+  event(decode(), wire::Failed{Status(Code::kDeadlineExceeded, "the request's time is over")});
+  EXPECT_EQ(decodes_.size(), 3u);
+  EXPECT_TRUE(done_.empty());
+  // Once it is over by our clock it is over.
+  now_ += std::chrono::seconds(61);
+  event(decode(), wire::Failed{Status(Code::kDeadlineExceeded, "the request's time is over")});
+  ASSERT_EQ(done_.size(), 1u);
+  EXPECT_EQ(done_[0].code(), Code::kDeadlineExceeded);
+}
+
 TEST_F(CoreTest, DecodeWorkerDiesBeforeTheFirstTokenAndTheRequestMoves) {
   start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
   submit(request_of({1, 2, 3}));
