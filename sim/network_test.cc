@@ -5,6 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "sim/http.h"
 
 namespace baton::sim {
@@ -47,6 +49,32 @@ TEST(Host, FrozenItRunsNothingAndLaterAllInOrder) {
   }
   EXPECT_THAT(ran, ElementsAre(1, 2));
   EXPECT_EQ(host.clock().now(), queue.now() + milliseconds(7));
+}
+
+TEST(Host, ItsTimersGoByItsOwnClock) {
+  EventQueue queue;
+  Host host(queue, "h", milliseconds(7));
+  std::vector<TimePoint> ran;
+  const auto timer = [&](Duration delay) { host.after(delay, [&] { ran.push_back(queue.now()); }); };
+  const auto run_all = [&] {
+    while (queue.run_one()) {
+    }
+  };
+  host.set_rate(500'000);  // three seconds while two pass
+  timer(milliseconds(30));
+  run_all();
+  EXPECT_THAT(ran, ElementsAre(TimePoint(milliseconds(20))));
+  EXPECT_EQ(host.clock().now(), TimePoint(milliseconds(37)));
+  host.set_rate(0);
+  timer(milliseconds(10));
+  timer(milliseconds(50));
+  host.jump(milliseconds(40));  // the first one is due at once
+  run_all();
+  EXPECT_THAT(ran, ElementsAre(TimePoint(milliseconds(20)), TimePoint(milliseconds(20)), TimePoint(milliseconds(30))));
+  host.set_rate(-500'000);
+  timer(milliseconds(10));
+  run_all();
+  EXPECT_EQ(ran.back(), TimePoint(milliseconds(50)));
 }
 
 TEST(Host, WhatADestroyedOneWasToRunNeverRuns) {
@@ -165,6 +193,67 @@ TEST_F(NetworkTest, ACutBreaksBothEndsAndNewOnesTimeOut) {
   link_.reset();
   connect();
   EXPECT_NE(link_, nullptr);
+}
+
+// Amid a message: what is on its way arrives up to some byte.
+TEST_F(NetworkTest, FaultsTakeEffectAmidAMessage) {
+  std::set<std::size_t> cut_at, stalled_at;
+  for (int i = 0; i < 50; ++i) {
+    connect();
+    ASSERT_TRUE(link_->send(std::string(100, 'x')).ok());
+    network_.cut("a", "b");
+    run();
+    cut_at.insert(std::exchange(received_, "").size());
+    network_.mend("a", "b");
+    connect();
+    ASSERT_TRUE(link_->send(std::string(100, 'x')).ok());
+    network_.stall("a", "b");
+    run();
+    stalled_at.insert(received_.size());
+    network_.release("a", "b");
+    run();
+    EXPECT_EQ(std::exchange(received_, "").size(), 100u);
+  }
+  EXPECT_GT(cut_at.size(), 15u);
+  EXPECT_LE(*cut_at.rbegin(), 100u);
+  EXPECT_GT(stalled_at.size(), 15u);
+}
+
+TEST_F(NetworkTest, FaultsOfOnePathAddUp) {
+  connect();
+  network_.stall("a", "b");
+  network_.stall("a", "b");
+  ASSERT_TRUE(link_->send("hello").ok());
+  network_.release("a", "b");
+  run();
+  EXPECT_EQ(received_, "");
+  network_.release("a", "b");
+  network_.throttle("a", "b", 1);
+  ASSERT_TRUE(link_->send(std::string(10'000, 'x')).ok());
+  run();
+  EXPECT_LT(received_.size(), 10'000u) << "ten seconds at this speed";
+  network_.unthrottle("a", "b");
+  run();
+  EXPECT_EQ(received_.size(), 10'005u);
+}
+
+TEST_F(NetworkTest, AnInheritedSocketAnswersLater) {
+  network_.remove(b_, /*keeps_sockets=*/true);
+  connect();
+  ASSERT_NE(link_, nullptr) << "the kernel accepts for the dead";
+  ASSERT_TRUE(link_->send("are you there").ok());
+  run();
+  EXPECT_EQ(received_, "");
+  network_.add(b_);
+  network_.listen(b_, 1, [this](std::unique_ptr<net::Link> link) {
+    accepted_ = std::move(link);
+    accepted_->start({[this](std::string_view bytes) { received_ += bytes; }, [this](const Status&) { ++closed_; }});
+  });
+  run();
+  EXPECT_EQ(received_, "are you there");
+  link_.reset();
+  run();
+  EXPECT_EQ(closed_, 1);
 }
 
 TEST_F(NetworkTest, NobodyListens) {
