@@ -16,5 +16,8 @@ build/baton pull smollm2-135m || baton_fail "fetch the model" "check the network
 echo "== unit tests under AddressSanitizer and UBSan"
 baton_build asan -DBATON_TESTS=ON
 ctest --test-dir build-asan -L unit --output-on-failure -j 2
+echo "== fuzz targets, each for a short time"
+baton_build fuzz -DBATON_TESTS=ON
+tests/fuzz/run.py --seconds 10
 echo "== all tests"
 ctest --test-dir build --output-on-failure -j 2

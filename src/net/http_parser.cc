@@ -16,6 +16,9 @@ using BeastView = boost::beast::string_view;
 
 constexpr std::size_t kResponseHeaderBytesMax = 64u << 10;
 
+// Beast asserts that a last chunk whose size line it has seen is not offered again before it can be whole.
+bool last_chunk_begins(std::string_view bytes) { return bytes.size() < 5 && bytes.starts_with('0'); }
+
 // The user wants no more of this answer.
 error_code stopped() { return make_error_code(boost::system::errc::operation_canceled); }
 
@@ -32,9 +35,10 @@ class RequestParser::Impl final : public http::basic_parser<true> {
   }
 
   std::size_t put_bytes(std::string_view bytes) {
-    if (status_ != 0 || is_done() || bytes.empty()) return 0;
+    if (status_ != 0 || is_done() || bytes.empty() || (in_chunk_line_ && last_chunk_begins(bytes))) return 0;
     error_code error;
     const std::size_t taken = put(boost::asio::const_buffer(bytes.data(), bytes.size()), error);
+    in_chunk_line_ = error == http::error::need_more && is_header_done() && chunked();
     if (!is_header_done()) {
       head_bytes_ += taken;
       if (!error && head_bytes_ > header_bytes_max_) error = http::error::header_limit;
@@ -94,8 +98,13 @@ class RequestParser::Impl final : public http::basic_parser<true> {
     request_.headers.add(std::string(view(name)), std::string(view(value)));
   }
   void on_header_impl(error_code& error) override {
-    // A transfer coding whose end we cannot find would make the body look like the next request.
-    if (!request_.headers.get("transfer-encoding").empty() && !chunked()) error = http::error::bad_transfer_encoding;
+    // A transfer coding whose end we cannot find, or that another server on the way reads otherwise, would make the body look like the
+    // next request.
+    int codings = 0;
+    for (const auto& [name, value] : request_.headers.fields()) {
+      if (!equal_ignoring_case(name, "transfer-encoding")) continue;
+      if (++codings > 1 || !equal_ignoring_case(value, "chunked")) error = http::error::bad_transfer_encoding;
+    }
   }
   void on_body_init_impl(boost::optional<std::uint64_t> const& length, error_code&) override {
     // Not all that is announced: the memory is only for who really sends it.
@@ -114,6 +123,7 @@ class RequestParser::Impl final : public http::basic_parser<true> {
   const std::size_t header_bytes_max_;
   const std::size_t body_bytes_max_;
   std::size_t head_bytes_ = 0;
+  bool in_chunk_line_ = false;  // a chunk's size line, or the trailers, wait for their end
 };
 
 RequestParser::RequestParser(std::size_t header_bytes_max, std::size_t body_bytes_max)
@@ -139,9 +149,10 @@ class ResponseParser::Impl final : public http::basic_parser<false> {
   }
 
   std::size_t put_bytes(std::string_view bytes) {
-    if (failed_ || is_done() || bytes.empty()) return 0;
+    if (failed_ || is_done() || bytes.empty() || (in_chunk_line_ && last_chunk_begins(bytes))) return 0;
     error_code error;
     const std::size_t taken = put(boost::asio::const_buffer(bytes.data(), bytes.size()), error);
+    in_chunk_line_ = error == http::error::need_more && is_header_done() && chunked();
     if (error && error != http::error::need_more) fail(error);
     return taken;
   }
@@ -181,6 +192,7 @@ class ResponseParser::Impl final : public http::basic_parser<false> {
 
   Sink& sink_;
   int status_ = 0;
+  bool in_chunk_line_ = false;
   Headers headers_;
 };
 

@@ -313,6 +313,8 @@ TEST_F(HttpServerTest, BadRequestsAreAnsweredAndClosed) {
       {"two lengths", "POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400},
       {"length and chunked", "POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
       {"unknown coding", "POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\nGET / HTTP/1.1\r\n\r\n", 400},
+      {"a coding that only begins as chunked", "POST / HTTP/1.1\r\nTransfer-Encoding: chunked/1.1\r\n\r\n0\r\n\r\n", 400},
+      {"chunked twice", "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
       {"bad chunk size", "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400},
       {"bad percent", "GET /%zz HTTP/1.1\r\n\r\n", 400},
       {"version 2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505},
