@@ -47,7 +47,12 @@ class EngineImpl final : public Engine {
 
   std::span<const BlockId> blocks(SeqId seq) const override { return scheduler_.blocks(seq); }
 
-  Status reserve(LeaseId lease, const wire::GenerateRequest& request) override { return scheduler_.reserve(lease, request); }
+  Status reserve(LeaseId lease, const wire::GenerateRequest& request) override {
+    (void)scheduler_.take_blocks_short();
+    Status status = scheduler_.reserve(lease, request);
+    if (status.code() == Code::kResourceExhausted && tell_lacking()) status = scheduler_.reserve(lease, request);
+    return status;
+  }
 
   void unreserve(LeaseId lease) override {
     scheduler_.unreserve(lease);
@@ -72,6 +77,8 @@ class EngineImpl final : public Engine {
     clients_.erase(seq);
     kick();
   }
+
+  void on_blocks_lacking(std::function<void(std::int32_t)> lacking) override { lacking_ = std::move(lacking); }
 
   EngineStatus status() const override { return scheduler_.status(); }
   Status check() const override { return scheduler_.check(); }
@@ -136,7 +143,15 @@ class EngineImpl final : public Engine {
     scheduler_.expire(now());
     if (const StepPlan* plan = scheduler_.schedule()) executor_->submit(*plan);
     deliver();
+    (void)tell_lacking();
     set_timer();
+  }
+
+  bool tell_lacking() {
+    const std::int32_t blocks = scheduler_.take_blocks_short();
+    if (blocks == 0 || !lacking_) return false;
+    lacking_(blocks);
+    return true;
   }
 
   void on_result(StepResult& result) {
@@ -244,6 +259,7 @@ class EngineImpl final : public Engine {
   Scheduler scheduler_;
   std::unique_ptr<StepExecutor> executor_;  // after the scheduler: its thread reads the plan until it is joined
   std::map<SeqId, Client> clients_;
+  std::function<void(std::int32_t)> lacking_;
   std::uint64_t refused_id_ = 0;
   std::vector<Output> delivery_;
   bool kicked_ = false, delivering_ = false;

@@ -67,6 +67,10 @@ class Engine : public wire::Generator {
   // Ends a sequence of prefill() or grant() in any state; idempotent. Its blocks are reused only after the step that is running has ended.
   virtual void release(SeqId seq) = 0;
 
+  // `lacking` is told how many blocks a prompt that waits, a running sequence or a reservation lacks; it may release sequences of prefill()
+  // that can be computed again. A reservation is tried once more when it returns. Empty: nobody is told.
+  virtual void on_blocks_lacking(std::function<void(std::int32_t blocks)> lacking) = 0;
+
   virtual EngineStatus status() const = 0;
   // Verifies the pool's books against the sequences, O(blocks): for tests and the simulation.
   virtual Status check() const = 0;

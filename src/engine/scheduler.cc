@@ -130,6 +130,7 @@ Status Scheduler::reserve(LeaseId lease, const wire::GenerateRequest& request) {
   const std::int32_t wanted = credit(request);
   const std::int32_t left = spare() - static_cast<std::int32_t>(running_.size());  // each that runs may need one more soon
   if (wanted > left) {
+    blocks_short_ = std::max(blocks_short_, wanted - std::max(left, 0));
     return {Code::kResourceExhausted, "KV blocks free: " + std::to_string(std::max(left, 0)) + ", wanted: " + std::to_string(wanted) +
                                           ", of " + std::to_string(pool_.total())};
   }

@@ -84,6 +84,10 @@ class Scheduler {
   // Takes the log-probabilities out of `result`. A failed one ends every request with kInternal, for good.
   void on_result(StepResult& result);
 
+  // How many blocks the first prompt that waits, a running sequence or a refused reservation lacked since it was asked last. Whoever holds
+  // sources that can be computed again may release some.
+  std::int32_t take_blocks_short() { return std::exchange(blocks_short_, 0); }
+
   std::vector<Output>& outputs() { return outputs_; }
   // The blocks of a request's prompt; empty if it is unknown or waiting.
   std::span<const BlockId> blocks(SeqId request) const;
@@ -160,6 +164,7 @@ class Scheduler {
   std::int32_t tokens_left_ = 0, logit_rows_left_ = 0;  // of the step being planned
   int decode_rows_ = 0;
   bool preempted_now_ = false;
+  std::int32_t blocks_short_ = 0;
   std::int32_t prefill_tokens_ = 0;
   std::int64_t decode_step_ns_ = 0, prefill_token_ns_ = 0;  // measured; 0: not yet
 

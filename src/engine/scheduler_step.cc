@@ -110,7 +110,10 @@ bool Scheduler::admit(Sequence& s) {
   }
   const std::int32_t fresh = blocks_for(s.length()) - cached;
   // Each that runs may need one more block soon; to take the last ones would only preempt this one again.
-  if (fresh + unheld + static_cast<std::int32_t>(running_.size()) > spare()) return false;
+  if (const std::int32_t lacking = fresh + unheld + static_cast<std::int32_t>(running_.size()) - spare(); lacking > 0) {
+    blocks_short_ = std::max(blocks_short_, lacking);
+    return false;
+  }
 
   pool_.match(chain, s.blocks);
   BATON_CHECK(pool_.allocate(fresh, s.blocks));
@@ -156,6 +159,7 @@ void Scheduler::preempt(Sequence& s) {
   enqueue(waiting_, s);
   ++counters_.preemptions;
   preempted_now_ = true;
+  blocks_short_ = std::max(blocks_short_, 1);
 }
 
 void Scheduler::add_row(Sequence& s, std::int32_t end) {

@@ -75,8 +75,7 @@ void Core::finish_choice(TimePoint now, RequestKey key, int choice) {
   } else if (Run* run = request->run_of(choice); run != nullptr) {
     if (run->n == 1) {  // nothing else hangs on its legs
       if (run->state == RunState::kQueued) queue_.erase(queue_key(*request, static_cast<std::size_t>(run - request->runs.data())));
-      cancel_leg(run->prefill_leg);
-      cancel_leg(run->decode_leg);
+      cancel_legs(*run);
       run->state = RunState::kEnded;
       run->deadline = kNever;
       fail_if_logprobs_lost(*request, now);
@@ -133,8 +132,7 @@ void Core::finish(Request& request, TimePoint now, Status status) {
 void Core::close(Request& request, TimePoint now, const Status& status) {
   request.closed = true;
   for (Run& run : request.runs) {
-    cancel_leg(run.prefill_leg);
-    cancel_leg(run.decode_leg);
+    cancel_legs(run);
     if (run.state == RunState::kQueued) queue_.erase(queue_key(request, static_cast<std::size_t>(&run - request.runs.data())));
     run.state = RunState::kEnded;
   }
@@ -158,7 +156,7 @@ void Core::finish_if_complete(Request& request, TimePoint now) {
     wake_at(request, *request.linger_until);
     for (Run& run : request.runs) run.deadline = kNever;
   }
-  const bool open = std::ranges::any_of(request.runs, [](const Run& run) { return run.decode_leg || run.prefill_leg; });
+  const bool open = std::ranges::any_of(request.runs, [](const Run& run) { return run.decode_leg || run.prefill_leg || run.held_leg; });
   if (!open || now >= *request.linger_until || request.prompt_logprobs_lost()) finish(request, now, Status());
 }
 

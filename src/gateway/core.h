@@ -90,8 +90,9 @@ struct Stats {
   std::uint64_t tokens = 0;
   std::uint64_t retries_decode_refused = 0, retries_decode_failed = 0, retries_prefill_refused = 0, retries_prefill_failed = 0,
                 retries_nacked = 0;
-  std::uint64_t resumed = 0;    // runs that went on elsewhere after tokens had been emitted
-  std::uint64_t fallbacks = 0;  // runs without a hand-off because a role had no worker
+  std::uint64_t resumed = 0;                    // runs that went on elsewhere after tokens had been emitted
+  std::uint64_t claims = 0, claims_missed = 0;  // KV that a prefill worker had kept was handed on; was gone when it was claimed
+  std::uint64_t fallbacks = 0;                  // runs without a hand-off because a role had no worker
   std::uint64_t duplicates_dropped = 0;
   std::uint64_t conflicts = 0;  // two tokens for one position: must be zero
   std::uint64_t waits_expired = 0;
@@ -140,6 +141,7 @@ class Core {
     Incarnation incarnation;
     std::int64_t blocks = 0, tokens = 0;  // what it is charged for in the registry
     int sequences = 0;
+    LeaseId lease{};  // of a prefill leg
   };
   using Emission = decltype(Deliver::event);
 
@@ -168,6 +170,9 @@ class Core {
   LegId open_leg(Request& request, std::size_t run_index, bool prefill, WorkerId worker, std::int64_t blocks, std::int64_t tokens);
   void end_leg(LegId leg);
   void cancel_leg(std::optional<LegId>& leg);
+  void cancel_legs(Run& run);
+  void hold(Run& run);
+  void hold_lost(Request& request, std::size_t run_index, TimePoint now, const std::string& why);
   void leg_failed(Request& request, LegId leg, TimePoint now, const Status& status, bool refused);
   void decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused);
   void prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused,
@@ -176,6 +181,9 @@ class Core {
   void restart(Request& request, std::size_t run_index, TimePoint now);
   void finish_ended(Request& request, int choice);
   void set_wait(Request& request, Run& run, TimePoint now, Duration wait, std::string what);
+  void on_claimed(Request& request, LegId leg, TimePoint now, bool found);
+  void on_retained(Request& request, LegId leg, TimePoint now, const wire::Retained& event);
+  bool give_lease_up(Request& request, std::size_t run_index, TimePoint now);
   void on_committed(Request& request, std::size_t run_index, TimePoint now, wire::Committed event);
   void on_tokens(Request& request, LegId leg, TimePoint now, std::vector<wire::TokenEvent> tokens);
   void on_finish(Request& request, LegId leg, TimePoint now, const wire::FinishEvent& event);

@@ -10,6 +10,7 @@ namespace baton::gateway {
 namespace {
 
 constexpr int kLeaseFailuresMax = 2;
+constexpr int kHoldFailuresMax = 3;  // one more than a lease's: another decode worker has failed with it too
 
 template <class... Ts>
 struct Overloaded : Ts... {
@@ -75,7 +76,8 @@ void Core::end_leg(LegId id) {
   if (!leg.prefill) room_changed_ = true;
   if (Request* request = find(leg.request)) {
     Run& run = request->runs[leg.run];
-    (leg.prefill ? run.prefill_leg : run.decode_leg).reset();
+    std::optional<LegId>& slot = !leg.prefill ? run.decode_leg : run.held_leg == id ? run.held_leg : run.prefill_leg;
+    if (slot == id) slot.reset();
   }
   legs_.erase(found);
 }
@@ -86,6 +88,27 @@ void Core::cancel_leg(std::optional<LegId>& leg) {
   leg.reset();
   actions_.push_back(CancelLeg{id});
   end_leg(id);
+}
+
+void Core::cancel_legs(Run& run) {
+  cancel_leg(run.held_leg);
+  cancel_leg(run.prefill_leg);
+  cancel_leg(run.decode_leg);
+}
+
+// The attempt is over, the KV is not.
+void Core::hold(Run& run) {
+  cancel_leg(run.held_leg);
+  run.held_leg = std::exchange(run.prefill_leg, std::nullopt);
+}
+
+// What was to be claimed is gone. A run that waits for a reservation is placed anew, from what was emitted meanwhile.
+void Core::hold_lost(Request& request, std::size_t run_index, TimePoint now, const std::string& why) {
+  note(request, now, "hold_lost", why);
+  if (request.linger_until) return finish_if_complete(request, now);
+  if (request.runs[run_index].state != RunState::kQueued) return fail_if_logprobs_lost(request, now);
+  queue_.erase(queue_key(request, run_index));
+  restart(request, run_index, now);
 }
 
 void Core::remember_prefix(WorkerId id, const Request& request, std::span<const TokenId> ids) {
@@ -103,7 +126,7 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   }
   run.state = RunState::kReserving;
   run.lease_failures = 0;
-  run.emitted = run.n == 1 ? request.choice(run.first)->tokens().size() : 0;
+  if (!run.held_leg) run.emitted = run.n == 1 ? request.choice(run.first)->tokens().size() : 0;
   wire::GenerateRequest sent = request_of(request, run, now);
   const auto new_tokens = std::max<std::int64_t>(0, sent.sampling.max_tokens - static_cast<std::int64_t>(run.emitted));
   const Need need{sent.ids, run.n, static_cast<std::int32_t>(new_tokens), sent.cache_salt};
@@ -115,10 +138,19 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
     return finish(request, now, status);
   }
 
+  if (placed->local_prefill && run.held_leg) {  // there is nobody to claim it for
+    cancel_leg(run.held_leg);
+    return restart(request, run_index, now);
+  }
   const WorkerId id = placed->worker;
   const Worker& worker = registry_.at(id);
   run.local = placed->local_prefill;
   run.attempt = Attempt(++request.attempts);
+  if (run.emitted > 0 && registry_.at(run.decode_worker).status.numerics_id != worker.status.numerics_id) {
+    note(request, now, "changed_hands",
+         worker.name() + " has numerics " + worker.status.numerics_id + ", tokens so far are of " +
+             registry_.at(run.decode_worker).status.numerics_id);
+  }
   run.decode_worker = id;
   run.decode_incarnation = worker.status.incarnation;
   wire::Served& served = request.record.served;
@@ -145,24 +177,43 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   actions_.push_back(StartDecode{leg, id, {std::move(sent), run.attempt, run.local}});
 }
 
-// Leg 2: a prefill worker for the lease that D gave.
+// Leg 2: a prefill worker for the lease that D gave: the one that has computed the prompt already, or the one that ends first.
 void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now) {
   Run& run = request.runs[run_index];
   run.state = RunState::kPrefilling;
   wire::GenerateRequest sent = request_of(request, run, now);
   const Need need{sent.ids, run.n, 0, sent.cache_salt};
-  const auto placed = placement_.prefill(need, run.tried);
-  if (!placed.ok()) {
+  std::optional<WorkerId> placed;
+  HoldId claim;
+  auto tokens = static_cast<std::int64_t>(sent.ids.size());
+  if (run.held_leg) {
+    Leg& held = legs_.at(*run.held_leg);
+    placed = held.worker;
+    claim = wire::hold_of(held.lease);
+    tokens = std::exchange(held.tokens, 0);  // what is left to compute is the new leg's now
+    registry_.at(held.worker).prefill_tokens -= tokens;
+  } else if (const auto best = placement_.prefill(need, run.tried); best.ok()) {
+    placed = *best;
+  } else {
     if (run.refusal) return finish(request, now, *run.refusal);
     cancel_leg(run.decode_leg);  // every prefill worker is gone: place anew, which may mean D alone
     return restart(request, run_index, now);
   }
   const Worker& worker = registry_.at(*placed);
   const Worker& decoder = registry_.at(run.decode_worker);
+  // Other numerics may give another first token than the one that was sent: go on behind it instead.
+  if (!run.numerics.empty() && run.numerics != worker.status.numerics_id) {
+    note(request, now, "changed_hands",
+         worker.name() + " has numerics " + worker.status.numerics_id + ", tokens so far are of " + run.numerics);
+    cancel_leg(run.held_leg);
+    cancel_leg(run.decode_leg);
+    return restart(request, run_index, now);
+  }
   run.prefill_worker = *placed;
   const Duration estimate = placement_.prefill_estimate(*placed, need);
   set_wait(request, run, now, options_.prefill_slack + 4 * estimate, "prefill on " + worker.name());
-  const LegId leg = open_leg(request, run_index, true, *placed, 0, static_cast<std::int64_t>(sent.ids.size()));
+  const LegId leg = open_leg(request, run_index, true, *placed, 0, tokens);
+  legs_.at(leg).lease = run.lease;
   remember_prefix(*placed, request, sent.ids);
   wire::Served& served = request.record.served;
   served.attempts = static_cast<int>(request.attempts);
@@ -172,14 +223,14 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
   if (worker.status.numerics_id != decoder.status.numerics_id)
     detail +=
         " (numerics " + worker.status.numerics_id + ", decode has " + decoder.status.numerics_id + ": tokens may differ from either alone)";
-  note(request, now, "send_prefill", detail);
+  note(request, now, claim == HoldId() ? "send_prefill" : "claim", detail);
   deliver_served(request);
   actions_.push_back(StartPrefill{leg,
                                   *placed,
                                   {.request = std::move(sent),
                                    .attempt = run.attempt,
                                    .lease = run.lease,
-                                   .claim = HoldId(),
+                                   .claim = claim,
                                    .decode_worker = decoder.name(),
                                    .link_host = decoder.config.host,
                                    .link_port = decoder.status.link_port,
@@ -220,11 +271,13 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                    if (!leg.prefill)
                      return note(request, now, "nacked", e.status.to_string());  // P says so too, and there it is acted upon
                    actions_.push_back(CancelLeg{id});
+                   const bool held = run.held_leg == id;
                    end_leg(id);
+                   if (held) return hold_lost(request, leg.run, now, e.status.to_string());
                    prefill_failed(request, leg.run, now, leg.worker, e.status, false, true);
                  },
-                 [&](const wire::Claimed&) {},
-                 [&](const wire::Retained&) {},
+                 [&](const wire::Claimed& e) { on_claimed(request, id, now, e.found); },
+                 [&](const wire::Retained& e) { on_retained(request, id, now, e); },
                  [&](wire::Tokens& e) { on_tokens(request, id, now, std::move(e.tokens)); },
                  [&](const wire::FinishEvent& e) { on_finish(request, id, now, e); },
                  [&](wire::PromptLogprobs& e) { deliver_prompt_logprobs(request, now, std::move(e)); },
@@ -236,6 +289,54 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
   sweep(now);
 }
 
+// P has answered the claim: the leg that had the KV is over, whatever was found.
+void Core::on_claimed(Request& request, LegId id, TimePoint now, bool found) {
+  Leg& leg = legs_.at(id);
+  Run& run = request.runs[leg.run];
+  if (!leg.prefill || run.prefill_leg != id) return;
+  cancel_leg(run.held_leg);
+  ++(found ? stats_.claims : stats_.claims_missed);
+  note(request, now, found ? "claimed" : "claim_missed", registry_.at(leg.worker).name());
+  if (found) return;
+  run.hold_failures = 0;
+  const auto tokens = std::ssize(request_of(request, run, now).ids);
+  registry_.at(leg.worker).prefill_tokens += tokens - leg.tokens;
+  leg.tokens = tokens;
+}
+
+// The hand-off failed by D's or the link's fault, and P keeps what it has. The same lease once more, which costs no computation; then
+// another D; then another P, for two of them have failed with it.
+void Core::on_retained(Request& request, LegId id, TimePoint now, const wire::Retained& event) {
+  const Leg leg = legs_.at(id);
+  Run& run = request.runs[leg.run];
+  if (!leg.prefill || !event.reason) return;
+  note(request, now, "retained", registry_.at(leg.worker).name() + ": " + event.reason->to_string());
+  if (run.prefill_leg != id || run.state != RunState::kPrefilling) return;
+  ++stats_.retries_nacked;
+  ++request.record.retries;
+  if (!count_failure(request, run, now, *event.reason)) return;
+  hold(run);
+  if (++run.hold_failures >= kHoldFailuresMax) {
+    run.hold_failures = 0;
+    run.tried.failed.insert(leg.worker);
+    cancel_leg(run.held_leg);
+  }
+  if (give_lease_up(request, leg.run, now)) return;
+  run.attempt = Attempt(++request.attempts);
+  start_prefill(request, leg.run, now);
+}
+
+// After two failures under one lease: it may be D, or the way to it.
+bool Core::give_lease_up(Request& request, std::size_t run_index, TimePoint now) {
+  Run& run = request.runs[run_index];
+  if (++run.lease_failures < kLeaseFailuresMax) return false;
+  actions_.push_back(PollNow{run.decode_worker});
+  run.tried.failed.insert(run.decode_worker);
+  cancel_leg(run.decode_leg);
+  restart(request, run_index, now);
+  return true;
+}
+
 // D's word is authoritative: it ends any retry of the prefill, whoever's KV it was that arrived.
 void Core::on_committed(Request& request, std::size_t run_index, TimePoint now, wire::Committed event) {
   Run& run = request.runs[run_index];
@@ -245,6 +346,9 @@ void Core::on_committed(Request& request, std::size_t run_index, TimePoint now, 
   if (run.state != RunState::kDecoding) {
     run.state = RunState::kDecoding;
     if (run.prefill_leg && event.attempt != run.attempt) cancel_leg(run.prefill_leg);
+    cancel_leg(run.held_leg);
+    run.hold_failures = 0;
+    run.numerics.clear();  // what follows goes on from D's tokens
     if (request.record.served.committed_ms < 0) request.record.served.committed_ms = to_ms(now - request.arrival);
     note(request, now, "committed", registry_.at(run.decode_worker).name() + ", attempt " + std::to_string(event.attempt.value));
     remember_prefix(run.decode_worker, request, request_of(request, run, now).ids);
@@ -290,6 +394,7 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
         return nonsense("token at position " + std::to_string(position));
     }
   }
+  if (leg.prefill && run.state != RunState::kDecoding) run.numerics = registry_.at(leg.worker).status.numerics_id;
   if (leg.prefill || run.state == RunState::kPrefilling) {  // the prompt is computed: its queue is shorter
     registry_.at(leg.worker).prefill_tokens -= std::exchange(leg.tokens, 0);
     if (request.record.served.prefill_end_ms < 0) request.record.served.prefill_end_ms = to_ms(now - request.arrival);
@@ -298,7 +403,7 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
   if (!leg.prefill && run.local) run.state = RunState::kDecoding;
   if (!leg.prefill && run.state == RunState::kDecoding) {
     set_wait(request, run, now, options_.token_timeout, "the next token from " + worker);
-  } else if (leg.prefill && run.state == RunState::kPrefilling) {
+  } else if (leg.prefill && run.state == RunState::kPrefilling && run.prefill_leg == id) {
     set_wait(request, run, now, options_.commit_timeout, "the hand-off from " + worker);
   }
   if (ready.empty()) return;
@@ -339,8 +444,9 @@ void Core::on_finish(Request& request, LegId id, TimePoint now, const wire::Fini
     ids.insert(ids.end(), stream.tokens().begin(), stream.tokens().end());
     remember_prefix(leg.worker, request, ids);
   }
-  // It ended with its first tokens: D holds a lease that nobody will use.
-  if (run.state == RunState::kPrefilling && !run.local && complete(request, run)) {
+  // It ended with its first tokens: D holds a lease that nobody will use, or there will be none.
+  if (run.state != RunState::kDecoding && run.state != RunState::kEnded && !run.local && complete(request, run)) {
+    if (run.state == RunState::kQueued) queue_.erase(queue_key(request, leg.run));
     cancel_leg(run.decode_leg);
     run.state = RunState::kEnded;
     run.deadline = kNever;
@@ -352,7 +458,9 @@ void Core::on_done(Request& request, LegId id, TimePoint now) {
   const Leg leg = legs_.at(id);
   Run& run = request.runs[leg.run];
   if (!leg.prefill && !complete(request, run)) return garbage(request, id, now, "done before every choice had finished");
+  const bool held = run.held_leg == id;
   end_leg(id);
+  if (held) return hold_lost(request, leg.run, now, registry_.at(leg.worker).name() + " is done with it");
   if (!leg.prefill) {
     run.state = RunState::kEnded;
     run.deadline = kNever;
@@ -419,7 +527,9 @@ void Core::garbage(Request& request, LegId id, TimePoint now, const std::string&
 
 void Core::leg_failed(Request& request, LegId id, TimePoint now, const Status& status, bool refused) {
   const Leg leg = legs_.at(id);
+  const bool held = request.runs[leg.run].held_leg == id;
   end_leg(id);
+  if (held) return hold_lost(request, leg.run, now, status.to_string());
   if (request.linger_until) return finish_if_complete(request, now);
   if (leg.prefill) {
     prefill_failed(request, leg.run, now, leg.worker, status, refused, false);
@@ -441,21 +551,20 @@ void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now
   Run& run = request.runs[run_index];
   if (run.state != RunState::kPrefilling) return fail_if_logprobs_lost(request, now);  // D has committed
   note(request, now, nacked ? "prefill_nacked" : refused ? "prefill_refused" : "prefill_failed", status.to_string());
-  if (!retryable(status.code())) return finish(request, now, status);
+  // A claim that was refused may still be computed: the request itself has been accepted once.
+  const bool claim_refused = run.held_leg && refused;
+  cancel_leg(run.held_leg);
+  run.hold_failures = 0;
+  if (!retryable(status.code()) && !claim_refused) return finish(request, now, status);
   ++(nacked ? stats_.retries_nacked : refused ? stats_.retries_prefill_refused : stats_.retries_prefill_failed);
   ++request.record.retries;
-  if (refused) {
+  if (refused && !claim_refused) {
     run.tried.refused.insert(worker);
     run.refusal = status;
-  } else {
+  } else if (!refused) {
     run.tried.failed.insert(worker);
     if (!count_failure(request, run, now, status)) return;
-    if (++run.lease_failures >= kLeaseFailuresMax) {  // two prefills failed: it may be D, or the way to it
-      actions_.push_back(PollNow{run.decode_worker});
-      run.tried.failed.insert(run.decode_worker);
-      cancel_leg(run.decode_leg);
-      return restart(request, run_index, now);
-    }
+    if (give_lease_up(request, run_index, now)) return;
   }
   run.attempt = Attempt(++request.attempts);
   start_prefill(request, run_index, now);
@@ -464,8 +573,13 @@ void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now
 void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& said, bool refused) {
   const Status status = as_ours(said, now, request.deadline);
   Run& run = request.runs[run_index];
-  cancel_leg(run.prefill_leg);
-  if (run.state == RunState::kEnded) return;
+  // What P computes or has computed is good for another D.
+  if (run.prefill_leg && run.state == RunState::kPrefilling && !run.local && !request.linger_until) {
+    hold(run);
+  } else {
+    cancel_leg(run.prefill_leg);
+  }
+  if (run.state == RunState::kEnded) return cancel_leg(run.held_leg);
   note(request, now, refused ? "decode_refused" : "decode_failed", status.to_string());
   if (!retryable(status.code())) return finish(request, now, status);
   ++(refused ? stats_.retries_decode_refused : stats_.retries_decode_failed);
@@ -499,8 +613,11 @@ void Core::finish_ended(Request& request, int choice) {
   deliver(request, event);
 }
 
-// Goes on elsewhere from what was emitted. Choices that have parted need a run each.
+// Goes on elsewhere from what was emitted. Choices that have parted need a run each, unless a prefill worker keeps what all of them began
+// with.
 void Core::restart(Request& request, std::size_t run_index, TimePoint now) {
+  const bool held = request.runs[run_index].held_leg.has_value();
+  if (!held) request.runs[run_index].numerics.clear();
   const Run old = request.runs[run_index];
   bool parted = false, emitted = false;
   std::vector<int> unfinished;
@@ -513,14 +630,20 @@ void Core::restart(Request& request, std::size_t run_index, TimePoint now) {
     if (!stream.finished()) unfinished.push_back(choice);
   }
   if (emitted && !unfinished.empty()) ++stats_.resumed;
-  if (!unfinished.empty() && (old.n == 1 || !parted)) return start_run(request, run_index, now);
+  if (!unfinished.empty() && (old.n == 1 || !parted || held)) return start_run(request, run_index, now);
+  cancel_leg(request.runs[run_index].held_leg);
   request.runs[run_index].state = RunState::kEnded;
   request.runs[run_index].deadline = kNever;
   if (unfinished.empty()) return finish_if_complete(request, now);
   for (const int choice : unfinished) {
     if (request.closed) return;
-    request.runs.push_back(
-        Run{.first = choice, .n = 1, .failures = old.failures, .tried = old.tried, .refusal = old.refusal, .lacked_room = old.lacked_room});
+    request.runs.push_back(Run{.first = choice,
+                               .n = 1,
+                               .decode_worker = old.decode_worker,
+                               .failures = old.failures,
+                               .tried = old.tried,
+                               .refusal = old.refusal,
+                               .lacked_room = old.lacked_room});
     start_run(request, request.runs.size() - 1, now);
   }
 }

@@ -34,7 +34,7 @@ class World {
  public:
   struct Result {
     std::uint64_t trace = 0;
-    std::uint64_t resumed = 0, duplicates = 0, retries = 0, fallbacks = 0, ok = 0, failed = 0, cancelled = 0;
+    std::uint64_t resumed = 0, claims = 0, missed = 0, duplicates = 0, retries = 0, fallbacks = 0, ok = 0, failed = 0, cancelled = 0;
   };
 
   explicit World(std::uint64_t seed) : rng_(seed) {
@@ -69,6 +69,7 @@ class World {
     while (now_ < kEnd) step();
     check_the_end(requests);
     const Stats s = core_->stats();
+    result_.claims = s.claims, result_.missed = s.claims_missed;
     result_.resumed = s.resumed, result_.duplicates = s.duplicates_dropped, result_.fallbacks = s.fallbacks;
     result_.retries =
         s.retries_decode_failed + s.retries_decode_refused + s.retries_prefill_failed + s.retries_prefill_refused + s.retries_nacked;
@@ -89,6 +90,7 @@ class World {
     wire::GenerateRequest request;
     TimePoint last{};  // when its latest event arrives: a stream keeps its order
     bool committed = false;
+    LeaseId lease{};  // of a prefill leg: what can be claimed from it
   };
   struct Client {
     wire::GenerateRequest request;
@@ -279,6 +281,19 @@ class World {
     if (!workers_[legs_.at(id).worker].up) return end(id, LegEnd::Kind::kUnreachable);
     if (!alive(id)) return;
     if (chance(10)) return end(id, LegEnd::Kind::kRefused, Code::kResourceExhausted);
+    legs_.at(id).lease = body.lease;
+    if (body.claim != HoldId()) {
+      std::optional<LegId> held;
+      for (const auto& [other, leg] : legs_) {
+        if (other != id && leg.prefill && leg.worker == legs_.at(id).worker && wire::hold_of(leg.lease) == body.claim && alive(other))
+          held = other;
+      }
+      say(id, Duration(1), wire::Claimed{held.has_value()});
+      if (held) {
+        say(*held, Duration(1), wire::Failed{Status(Code::kCancelled, "sim: claimed")});
+        legs_.at(*held).lease = LeaseId();
+      }
+    }
     say(id, some(20), wire::Started{});
     const auto position = static_cast<std::int32_t>(body.request.ids.size());
     at(some(60), [this, id, body, position] {
@@ -298,8 +313,9 @@ class World {
       more |= position + 1 < end_of(body.request, c);
     if (more) {
       if (!alive(lease) || legs_.at(lease).committed || legs_.at(lease).incarnation != body.decode_incarnation.value)
-        return say(id, Duration(1), wire::Failed{Status(Code::kUnavailable, "sim: no such lease")});
-      if (chance(10)) return say(id, Duration(1), wire::Nacked{Status(Code::kDataLoss, "sim: digest")});
+        return retain(id, body.lease, Status(Code::kUnavailable, "sim: no such lease"));
+      if (chance(10)) return retain(id, body.lease, Status(Code::kDataLoss, "sim: digest"));
+      if (chance(5)) return say(id, Duration(1), wire::Nacked{Status(Code::kDataLoss, "sim: digest")});
       legs_.at(lease).committed = true;
       say(lease, some(3), wire::Committed{body.attempt, tokens(body.request, position)});
       finishes(lease, body.request, position);
@@ -308,6 +324,12 @@ class World {
       say(id, some(3), wire::Committed{body.attempt, {}});
     }
     say(id, some(3), wire::Done{});
+  }
+
+  // Kept for a while.
+  void retain(LegId id, LeaseId lease, Status why) {
+    say(id, Duration(1), wire::Retained{wire::hold_of(lease), std::move(why)});
+    at(some(300), [this, id] { say(id, Duration(1), wire::Failed{Status(Code::kUnavailable, "sim: nobody claimed it")}); });
   }
 
   void poll(std::size_t w) {
@@ -380,6 +402,7 @@ TEST(CoreSimulation, EveryRequestEndsOnceWithTheRightTokens) {
     SCOPED_TRACE("seed " + std::to_string(seed));
 
     const World::Result r = World(seed).run(40);
+    sum.claims += r.claims, sum.missed += r.missed;
     sum.resumed += r.resumed, sum.duplicates += r.duplicates, sum.retries += r.retries, sum.fallbacks += r.fallbacks;
     sum.ok += r.ok, sum.failed += r.failed, sum.cancelled += r.cancelled;
     if (HasFailure()) break;
@@ -390,6 +413,8 @@ TEST(CoreSimulation, EveryRequestEndsOnceWithTheRightTokens) {
   EXPECT_GT(sum.ok, 8000u);
   EXPECT_GT(sum.resumed, 100u);
   EXPECT_GT(sum.retries, 1000u);
+  EXPECT_GT(sum.claims, 200u);
+  EXPECT_GT(sum.missed, 10u);
   EXPECT_GT(sum.fallbacks, 10u);
   EXPECT_GT(sum.duplicates, 1000u);
 }

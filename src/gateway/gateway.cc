@@ -407,6 +407,8 @@ std::vector<std::pair<std::string, std::uint64_t>> Gateway::counters() const {
       {"gateway_retries_prefill_failed", s.retries_prefill_failed},
       {"gateway_retries_nacked", s.retries_nacked},
       {"gateway_streams_resumed", s.resumed},
+      {"gateway_claims", s.claims},
+      {"gateway_claims_missed", s.claims_missed},
       {"gateway_fallbacks", s.fallbacks},
       {"gateway_duplicate_tokens", s.duplicates_dropped},
       {"gateway_conflicting_tokens", s.conflicts},

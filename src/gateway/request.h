@@ -28,6 +28,10 @@ struct Core::Run {
   WorkerId decode_worker{}, prefill_worker{};
   Incarnation decode_incarnation{};
   std::optional<LegId> decode_leg{}, prefill_leg{};
+  // A prefill leg whose decode worker was lost: its worker computes on or keeps the KV, which the next lease claims. Its request is what
+  // the run sends as long as it is there.
+  std::optional<LegId> held_leg{};
+  int hold_failures = 0;  // attempts to hand over what one prefill worker has computed
   LeaseId lease{};
   int failures = 0;        // since its last progress
   int lease_failures = 0;  // prefills that failed under this lease
@@ -35,6 +39,7 @@ struct Core::Run {
   std::string waiting_for{};
   Tried tried{};                    // since the last progress
   std::optional<Status> refusal{};  // what the last worker that refused said
+  std::string numerics{};           // of the worker whose first tokens were emitted for this run's request
   bool lacked_room = false;         // refused for want of room since its last reservation
 };
 

@@ -6,7 +6,7 @@ namespace baton::transfer {
 
 std::string_view to_string(Sender::State state) {
   constexpr std::string_view kNames[] = {"queued", "attaching", "streaming", "committing", "aborting",
-                                         "acked",  "nacked",    "aborted",   "no_kv"};
+                                         "acked",  "nacked",    "aborted",   "no_kv",      "unclaimed"};
   return kNames[static_cast<int>(state)];
 }
 
@@ -21,7 +21,7 @@ std::uint64_t Sender::bytes_total() const {
 }
 
 void Sender::attach(TimePoint now) {
-  if (state_ != State::kQueued || spec_.one_token || outcome_) return;
+  if (state_ != State::kQueued || spec_.lease == LeaseId() || spec_.one_token || outcome_) return;
   state_ = State::kAttaching;
   deadline_ = std::min(spec_.deadline, now + options_.attach_timeout);
   actions_.push_back(Send{Attach{key(), spec_.request_id, spec_.n_tokens, spec_.ids}});
@@ -36,12 +36,13 @@ void Sender::layer_ready(TimePoint now, std::int32_t layer, std::int32_t begin, 
 }
 
 void Sender::first_tokens(TimePoint now, std::vector<FirstToken> first) {
-  if (outcome_) return;
   BATON_CHECK(first_.empty() && !first.empty());
   first_ = std::move(first);
+  if (outcome_) return;
   if (std::all_of(first_.begin(), first_.end(), [](const FirstToken& f) { return f.finish.has_value(); })) {
     return end(now, State::kNoKv, Status(), /*tell_target=*/true);
   }
+  if (spec_.lease == LeaseId()) return end(now, State::kUnclaimed, Status(), /*tell_target=*/false);
   pump(now);
 }
 
@@ -128,6 +129,20 @@ void Sender::link_down(TimePoint now, Status why) {
   if (state_ != State::kQueued) end(now, State::kNacked, std::move(why), /*tell_target=*/false);
 }
 
+void Sender::target_lost(TimePoint now, Status why) {
+  if (!outcome_) end(now, State::kNacked, std::move(why), /*tell_target=*/true);
+}
+
+std::unique_ptr<Sender> Sender::succeed(TimePoint now, SenderSpec spec) {
+  BATON_CHECK_MSG(spec.n_tokens == spec_.n_tokens && spec.layers == spec_.layers && spec.ids == spec_.ids,
+                  "a successor is of the same prompt");
+  auto next = std::make_unique<Sender>(std::move(spec), options_);
+  for (std::size_t i = 0; i < layers_.size(); ++i) next->layers_[i].ready = layers_[i].ready;
+  next->first_ = first_;
+  cancel(now, Status(Code::kCancelled, "claimed by attempt " + std::to_string(next->spec_.attempt.value)));
+  return next;
+}
+
 void Sender::cancel(TimePoint now, Status why) {
   if (!outcome_) end(now, State::kAborted, std::move(why), /*tell_target=*/true);
 }
@@ -138,7 +153,7 @@ void Sender::tick(TimePoint now) {
     // A stage that takes too long may go better elsewhere; the request's own deadline may not.
     const Code code = now < spec_.deadline ? Code::kUnavailable : Code::kDeadlineExceeded;
     const Status why(code, "hand-off " + std::string(to_string(state_)) + " for too long");
-    const bool queued = state_ == State::kQueued;
+    const bool queued = state_ == State::kQueued;  // not the target's fault
     return end(now, queued ? State::kAborted : State::kNacked, why, /*tell_target=*/true);
   }
   deadline_ = kNever;

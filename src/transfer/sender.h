@@ -4,12 +4,17 @@
 //
 //   Queued -> Attaching -> Streaming -> Committing -> Acked
 //   any    -> Nacked (D or the link ended it) | Aborting -> Aborted (we did) | NoKv (every choice ended with its first token)
+//   Queued -> Unclaimed (computed, and there was no lease to hand it over for)
+//
+// An attempt that ended, or that is to be replaced, has a successor for another lease or attempt, which goes on from what is computed.
+// Until then it goes on counting layers and keeps the first tokens.
 //
 // The KV stays until the attempt's physical end: D's ack or nack, its answer to an abort, or the loss of the link, and no digest of our own
 // still reading. After an abort that D does not answer in time the KV goes too: D only reads, and what it reads then fails its digest.
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -32,7 +37,7 @@ struct SenderOptions {
 };
 
 struct SenderSpec {
-  LeaseId lease;
+  LeaseId lease;  // zero: none yet; it never attaches
   Attempt attempt;
   std::string request_id;
   std::int32_t n_tokens = 0;
@@ -47,7 +52,7 @@ struct SenderSpec {
 
 class Sender {
  public:
-  enum class State : std::uint8_t { kQueued, kAttaching, kStreaming, kCommitting, kAborting, kAcked, kNacked, kAborted, kNoKv };
+  enum class State : std::uint8_t { kQueued, kAttaching, kStreaming, kCommitting, kAborting, kAcked, kNacked, kAborted, kNoKv, kUnclaimed };
 
   // --- actions
   struct Send {
@@ -58,7 +63,7 @@ class Sender {
     std::int32_t layer = 0;
     Range heads, tokens;
   };
-  struct Outcome {  // once, the logical end: kAcked, kNacked, kAborted or kNoKv
+  struct Outcome {  // once, the logical end: kAcked, kNacked, kAborted, kNoKv or kUnclaimed
     State state;
     Status status;
   };
@@ -75,13 +80,19 @@ class Sender {
   void message(TimePoint now, const Message& message);
   void digested(TimePoint now, std::uint64_t id, Result<Digest> digest, std::string locator);
   void link_down(TimePoint now, Status why);
+  // Nobody is there to attach to, or another one than the lease is of.
+  void target_lost(TimePoint now, Status why);
   // The request was cancelled, or its computation failed.
   void cancel(TimePoint now, Status why);
+  // Ends this one, if it has not ended, and returns the one that goes on: the same prompt, another lease or attempt. Nothing is computed
+  // again; what of this one still reads ends by its own rules.
+  std::unique_ptr<Sender> succeed(TimePoint now, SenderSpec spec);
   void tick(TimePoint now);
   TimePoint next_deadline() const { return deadline_; }
   std::vector<Action> take_actions() { return std::exchange(actions_, {}); }
 
   State state() const { return state_; }
+  bool ended() const { return outcome_; }  // its outcome is known
   bool over() const { return released_; }  // nothing is awaited and nothing held
   Key key() const { return {spec_.lease, spec_.attempt, epoch_}; }
   std::uint64_t bytes_total() const;                        // that have to travel; after the grant

@@ -100,6 +100,8 @@ void HandoffTarget::on_bytes(LinkId id, std::string_view bytes) {
     auto message = it->second.reader.next();
     if (!message.ok()) {
       log::warn("hand-off link from {}: {}", it->second.link->peer(), message.status().to_string());
+      // Before the introduction it may be another version of us, which should know why.
+      if (!it->second.peer) (void)it->second.link->send(transfer::encode(transfer::Reject{message.status()}));
       drop(id);
       break;
     }

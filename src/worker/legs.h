@@ -41,6 +41,8 @@ class PrefillLegSink final : public HandoffSink {
   PrefillLegSink(std::shared_ptr<LegStream> stream, wire::Served served, Attempt attempt, std::function<void()> on_over)
       : stream_(std::move(stream)), served_(std::move(served)), attempt_(attempt), on_over_(std::move(on_over)) {}
 
+  void on_claimed(bool found) override { stream_->send(wire::Claimed{found}); }
+  void on_retained(HoldId hold, const std::optional<Status>& reason) override { stream_->send(wire::Retained{hold, reason}); }
   void on_started(std::int32_t cached_tokens) override;
   void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) override {
     stream_->send(wire::PromptLogprobs{std::move(entries)});

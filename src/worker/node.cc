@@ -22,6 +22,11 @@ Status check(const wire::GenerateRequest& r) {
   return {};
 }
 
+transfer::RetentionOptions retention(transfer::RetentionOptions options, const transfer::SourceRegion& own) {
+  if (options.blocks_max == 0) options.blocks_max = own.view.spec.blocks / 2;
+  return options;
+}
+
 // The raw value of a query parameter, percent-decoded.
 std::optional<std::string> parameter(std::string_view query, std::string_view name) {
   while (!query.empty()) {
@@ -58,7 +63,7 @@ Node::Node(net::Executor& loop, engine::Engine& engine, transfer::Fabric& fabric
                own_.view.spec.row_bytes()},
               options_.receiver, options_.lease_key),
       source_(loop, engine, fabric, {options_.incarnation, options_.name, options_.model_digest, options_.numerics_id, options_.kv, own_},
-              std::move(dialer), options_.sender) {}
+              std::move(dialer), {options_.sender, retention(options_.retention, own_), options_.lease_key}) {}
 
 Node::~Node() {
   if (drain_timer_) loop_.cancel(*drain_timer_);
@@ -71,8 +76,9 @@ int Node::retry_after_s() const {
   return static_cast<int>(std::clamp(static_cast<double>(s.queued_prefill_tokens) / s.prefill_tokens_per_s, 1.0, 60.0));
 }
 
-Status Node::admission() const {
-  if (draining_) return {Code::kUnavailable, options_.name + " is draining"};
+// Who drains still gives out what it has.
+Status Node::admission(bool claim) const {
+  if (draining_ && !claim) return {Code::kUnavailable, options_.name + " is draining"};
   if (engine_.status().failed) return {Code::kUnavailable, options_.name + "'s engine has failed"};
   if (legs_.size() >= options_.legs_max)
     return {Code::kResourceExhausted, options_.name + " has " + std::to_string(legs_.size()) + " running legs"};
@@ -130,7 +136,7 @@ void Node::accept_leg(LegNo no, Leg leg, net::HttpResponder& responder) {
 }
 
 void Node::decode_leg(wire::DecodeLeg body, std::shared_ptr<net::HttpResponder> responder) {
-  Status s = admission();
+  Status s = admission(false);
   if (s.ok()) s = check(body.request);
   if (!s.ok()) return refuse(*responder, s, retry_after_s());
   const LegNo no = next_leg_++;
@@ -150,9 +156,10 @@ void Node::decode_leg(wire::DecodeLeg body, std::shared_ptr<net::HttpResponder> 
 }
 
 void Node::prefill_leg(wire::PrefillLeg body, std::shared_ptr<net::HttpResponder> responder) {
-  Status s = admission();
+  Status s = admission(body.claim != HoldId());
   if (s.ok()) s = check(body.request);
-  if (s.ok() && (body.link_port < 1 || body.link_port > 65535 || body.link_host.empty()))
+  if (s.ok() && body.lease == LeaseId() && body.claim != HoldId()) s = Status(Code::kInvalidArgument, "a claim needs a lease");
+  if (s.ok() && body.lease != LeaseId() && (body.link_port < 1 || body.link_port > 65535 || body.link_host.empty()))
     s = Status(Code::kInvalidArgument, "link_host or link_port");
   if (!s.ok()) return refuse(*responder, s, retry_after_s());
   const LegNo no = next_leg_++;
@@ -211,6 +218,9 @@ wire::WorkerStatus Node::status() const {
   s.blocks_total = engine.blocks_total;
   s.blocks_free = engine.blocks_free;
   s.blocks_cached = engine.blocks_cached;
+  s.blocks_retained = source.retention.blocks;
+  s.holds_claimed = source.retention.claimed;
+  s.holds_dropped = source.retention.dropped;
   s.max_num_seqs = options_.max_num_seqs;
   s.max_model_len = options_.max_model_len;
   s.queued_prefill_tokens = engine.queued_prefill_tokens;

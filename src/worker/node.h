@@ -52,7 +52,7 @@ class Node {
   using LegNo = std::uint64_t;
 
   int retry_after_s() const;
-  Status admission() const;
+  Status admission(bool claim) const;
   void decode_leg(wire::DecodeLeg leg, std::shared_ptr<net::HttpResponder> responder);
   void prefill_leg(wire::PrefillLeg leg, std::shared_ptr<net::HttpResponder> responder);
   Status finish_choice(const std::string& query);

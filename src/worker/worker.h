@@ -20,6 +20,7 @@
 #include "net/event_loop.h"
 #include "transfer/fabric.h"
 #include "transfer/receiver.h"
+#include "transfer/retention.h"
 #include "transfer/sender.h"
 #include "wire/worker_api.h"
 
@@ -41,6 +42,7 @@ struct WorkerOptions {
   int copier_cpu = -1;          // of the shm fabric's thread
   transfer::ReceiverOptions receiver;
   transfer::SenderOptions sender;
+  transfer::RetentionOptions retention;  // blocks_max 0: half of the pool
 };
 
 class Worker {

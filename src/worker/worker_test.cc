@@ -357,18 +357,18 @@ TEST_F(WorkerTest, ACutLinkNacksAndAHigherAttemptGoesOn) {
     auto dl = decode(d, r);
     const LeaseId lease = lease_of(*dl);
     auto first = prefill(p, d, r, lease, 1, proxy.port());
-    ASSERT_TRUE(until([&] { return first->done.has_value(); }));
+    ASSERT_TRUE(until([&] { return first->done || first->find<wire::Retained>(); }));
     if (!dl->find<wire::Committed>()) {
-      const auto* nacked = first->find<wire::Nacked>();
-      const auto* failed = first->find<wire::Failed>();
-      ASSERT_TRUE(nacked || failed) << first->body;
-      EXPECT_TRUE(retryable(nacked ? nacked->status.code() : failed->status.code()));
+      const auto* retained = first->find<wire::Retained>();
+      ASSERT_TRUE(retained) << first->body;
+      EXPECT_TRUE(retryable(retained->reason->code()));
       auto second = prefill(q, d, r, lease, 2);
       ASSERT_TRUE(until([&] { return second->done.has_value(); }));
       EXPECT_TRUE(second->find<wire::Committed>()) << second->body;
     }
     ASSERT_TRUE(until([&] { return dl->done.has_value(); }));
     expect_reference(*dl, r, 5);
+    first->call.reset();
     EXPECT_TRUE(until([&] { return p.idle() && q.idle() && d.idle(); }));
   }
 }
@@ -385,14 +385,15 @@ TEST_F(WorkerTest, ADigestThatDoesNotMatchIsNeverDecoded) {
   auto dl = decode(d, r);
   const LeaseId lease = lease_of(*dl);
   auto first = prefill(p, d, r, lease, 1, proxy.port());
-  ASSERT_TRUE(until([&] { return first->done.has_value(); }));
-  const auto* nacked = first->find<wire::Nacked>();
-  ASSERT_TRUE(nacked) << first->body;
-  EXPECT_EQ(nacked->status.code(), Code::kDataLoss);
+  ASSERT_TRUE(until([&] { return first->find<wire::Retained>() != nullptr; }));
+  EXPECT_EQ(first->find<wire::Retained>()->reason->code(), Code::kDataLoss);
   EXPECT_FALSE(dl->find<wire::Committed>());
-  auto second = prefill(p, d, r, lease, 2, proxy.port());
-  ASSERT_TRUE(until([&] { return dl->done.has_value(); }));
+  const auto computed = p.executor->prompt_tokens();
+  auto second = prefill(p, d, r, lease, 2, proxy.port(), wire::hold_of(lease));
+  ASSERT_TRUE(until([&] { return dl->done && second->done && first->done; }));
   expect_reference(*dl, r, 5);
+  EXPECT_TRUE(second->find<wire::Claimed>()->found);
+  EXPECT_EQ(p.executor->prompt_tokens(), computed) << "what was damaged on its way was right where it came from";
   EXPECT_EQ(dl->find<wire::Committed>()->attempt, Attempt(2));
   EXPECT_EQ(d.worker->status().handoffs_failed, 1u);
 }
@@ -416,10 +417,9 @@ TEST_F(WorkerTest, PairsThatCannotWorkAreRefusedByName) {
   const auto r = request(30, 5);
   auto dl = decode(d, r);
   auto pl = prefill(p, d, r, lease_of(*dl));
-  ASSERT_TRUE(until([&] { return pl->done.has_value(); }));
-  ASSERT_TRUE(pl->find<wire::Failed>()) << pl->body;
-  EXPECT_THAT(pl->find<wire::Failed>()->status.message(), HasSubstr("model digest differs"));
-  EXPECT_TRUE(retryable(pl->find<wire::Failed>()->status.code()));
+  ASSERT_TRUE(until([&] { return pl->find<wire::Retained>() != nullptr; }));
+  EXPECT_THAT(pl->find<wire::Retained>()->reason->message(), HasSubstr("model digest differs"));
+  EXPECT_TRUE(retryable(pl->find<wire::Retained>()->reason->code()));
 }
 
 TEST_F(WorkerTest, ARestartedDecodeWorkerIsAnotherOne) {
@@ -429,9 +429,8 @@ TEST_F(WorkerTest, ARestartedDecodeWorkerIsAnotherOne) {
   const LeaseId lease = lease_of(*dl);
   auto pl = call(p, "POST", "/internal/prefill",
                  wire::to_json(wire::PrefillLeg{r, Attempt(1), lease, HoldId(), "d", "127.0.0.1", d.worker->link_port(), Incarnation(4)}));
-  ASSERT_TRUE(until([&] { return pl->done.has_value(); }));
-  ASSERT_TRUE(pl->find<wire::Failed>()) << pl->body;
-  EXPECT_THAT(pl->find<wire::Failed>()->status.message(), HasSubstr("restarted"));
+  ASSERT_TRUE(until([&] { return pl->find<wire::Retained>() != nullptr; }));
+  EXPECT_THAT(pl->find<wire::Retained>()->reason->message(), HasSubstr("restarted"));
 }
 
 TEST_F(WorkerTest, DrainRefusesNewLegsAndFinishesOldOnes) {
@@ -515,6 +514,198 @@ TEST_F(WorkerTest, AChoiceCanEndEarly) {
   EXPECT_EQ(std::count_if(tokens.begin(), tokens.end(), [](const auto& t) { return t.first.first == 0; }), 100);
   EXPECT_LT(std::count_if(tokens.begin(), tokens.end(), [](const auto& t) { return t.first.first == 1; }), 20);
   EXPECT_EQ(dl->finishes(), 2);
+}
+
+// The decode worker dies after any number of computed layers. Another one claims what P has, whether P knows of the death or not, and
+// nothing is computed twice.
+TEST_F(WorkerTest, KvOutlivesTheDecodeWorkerThatItWasFor) {
+  TestWorker p(loop_, "p", 16, 64);
+  for (int layers = 0; layers < 9; ++layers) {
+    for (const bool told : {false, true}) {
+      SCOPED_TRACE(std::to_string(layers) + " layers, " + (told ? "P knows" : "P does not know"));
+      TestWorker d(loop_, "d", 8, 160), e(loop_, "e", 32, 60);
+      const auto r = request(100, 6, 1 + layers % 3, static_cast<std::uint64_t>(700 + layers * 2 + told));
+      const auto before = p.executor->prompt_tokens();
+      p.executor->set_budget(layers);
+      auto dl = decode(d, r);
+      const LeaseId lease = lease_of(*dl);
+      auto first = prefill(p, d, r, lease);
+      ASSERT_TRUE(until([&] { return p.executor->stalled() || first->done || dl->find<wire::Committed>(); }));
+      if (first->done || dl->find<wire::Committed>()) break;
+      d.worker.reset();
+      if (told) {
+        ASSERT_TRUE(until([&] { return first->find<wire::Retained>() != nullptr; })) << first->body;
+        EXPECT_GT(p.worker->status().blocks_retained, 0);
+      }
+      auto el = decode(e, r);
+      auto second = prefill(p, e, r, lease_of(*el), 2, 0, wire::hold_of(lease));
+      ASSERT_TRUE(until([&] { return second->find<wire::Claimed>() != nullptr; }));
+      EXPECT_TRUE(second->find<wire::Claimed>()->found);
+      p.executor->run_on();
+      ASSERT_TRUE(until([&] { return el->done && second->done && first->done; }));
+      expect_reference(*el, r, 6);
+      expect_reference(*second, r, 1);
+      EXPECT_TRUE(second->find<wire::Committed>()) << second->body;
+      EXPECT_EQ(el->find<wire::Committed>()->attempt, Attempt(2));
+      EXPECT_EQ(p.executor->prompt_tokens() - before, 99) << "the prompt is computed once (its last token is not counted)";
+      EXPECT_TRUE(until([&] { return p.idle() && e.idle(); }));
+      EXPECT_EQ(p.worker->status().blocks_retained, 0);
+    }
+  }
+  EXPECT_GT(p.worker->status().holds_claimed, 5u);
+}
+
+// P first: computed without a lease, claimed later.
+TEST_F(WorkerTest, AComputedPromptWaitsForALease) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  auto r = request(100, 6, 2);
+  r.sampling.prompt_logprobs = 0;
+  auto first = call(p, "POST", "/internal/prefill", wire::to_json(wire::PrefillLeg{r, Attempt(1), {}, {}, "", "", 0, {}}));
+  ASSERT_TRUE(until([&] { return !first->tokens().empty() && p.worker->status().blocks_retained > 0; }));
+  const auto* retained = first->find<wire::Retained>();
+  ASSERT_TRUE(retained);
+  EXPECT_FALSE(retained->reason.has_value());
+  EXPECT_FALSE(first->done);
+  const auto status = p.worker->status();
+  EXPECT_EQ(status.blocks_retained, 7);
+  EXPECT_EQ(status.blocks_free + status.blocks_cached, 64 - 7) << "it is held, not cached";
+  auto dl = decode(d, r);
+  auto second = prefill(p, d, r, lease_of(*dl), 2, 0, retained->hold);
+  ASSERT_TRUE(until([&] { return dl->done && second->done && first->done; }));
+  expect_reference(*dl, r, 6);
+  expect_reference(*second, r, 1);
+  ASSERT_TRUE(second->find<wire::PromptLogprobs>()) << "what the old leg may not have delivered is said again";
+  EXPECT_EQ(second->find<wire::PromptLogprobs>()->entries.size(), 100u);
+  EXPECT_EQ(p.executor->prompt_tokens(), 99);
+  EXPECT_TRUE(until([&] { return p.idle() && d.idle(); }));
+}
+
+TEST_F(WorkerTest, WhatIsRetainedEndsWithItsLegOrItsDeadline) {
+  TestWorker p(loop_, "p", 16, 64), q(loop_, "q", 16, 64, [](WorkerOptions& o) { o.retention.timeout = std::chrono::milliseconds(1); }),
+      none(loop_, "none", 16, 64, [](WorkerOptions& o) { o.retention.timeout = Duration(0); });
+  const auto leg = [&](const TestWorker& w, const wire::GenerateRequest& r) {
+    return call(w, "POST", "/internal/prefill", wire::to_json(wire::PrefillLeg{r, Attempt(1), {}, {}, "", "", 0, {}}));
+  };
+  auto closed = leg(p, request(50, 5));
+  ASSERT_TRUE(until([&] { return p.worker->status().blocks_retained == 4; }));
+  closed->call.reset();
+  EXPECT_TRUE(until([&] { return p.idle() && p.worker->status().blocks_retained == 0; }));
+
+  auto late = leg(q, request(50, 5));
+  ASSERT_TRUE(until([&] { return late->done.has_value(); }));
+  ASSERT_TRUE(late->find<wire::Failed>());
+  EXPECT_THAT(late->find<wire::Failed>()->status.to_string(), HasSubstr("unavailable: nobody claimed the KV in time"));
+  EXPECT_TRUE(q.idle());
+  EXPECT_EQ(q.worker->status().holds_dropped, 1u);
+
+  auto refused = leg(none, request(50, 5));
+  ASSERT_TRUE(until([&] { return refused->done.has_value(); }));
+  EXPECT_EQ(refused->find<wire::Failed>()->status.code(), Code::kResourceExhausted);
+  EXPECT_TRUE(none.idle());
+}
+
+// Unclaimed KV never keeps a prompt waiting: it can be computed again.
+TEST_F(WorkerTest, APromptThatWaitsGetsTheBlocksOfUnclaimedKv) {
+  TestWorker p(loop_, "p", 16, 16), d(loop_, "d", 8, 160);
+  auto unclaimed =
+      call(p, "POST", "/internal/prefill", wire::to_json(wire::PrefillLeg{request(120, 5), Attempt(1), {}, {}, "", "", 0, {}}));
+  ASSERT_TRUE(until([&] { return p.worker->status().blocks_retained == 8; }));
+  const auto r = request(200, 5, 1, 2);
+  auto dl = decode(d, r);
+  auto pl = prefill(p, d, r, lease_of(*dl));
+  ASSERT_TRUE(until([&] { return dl->done && pl->done && unclaimed->done; }));
+  expect_reference(*dl, r, 5);
+  EXPECT_THAT(unclaimed->find<wire::Failed>()->status.message(), HasSubstr("a prompt that waits needs its blocks"));
+  EXPECT_TRUE(until([&] { return p.idle() && d.idle(); }));
+
+  // So does a reservation, where one worker does both.
+  auto again =
+      call(p, "POST", "/internal/prefill", wire::to_json(wire::PrefillLeg{request(120, 5, 1, 3), Attempt(1), {}, {}, "", "", 0, {}}));
+  ASSERT_TRUE(until([&] { return p.worker->status().blocks_retained == 8; }));
+  auto reserved = decode(p, request(200, 5, 1, 4));
+  (void)lease_of(*reserved);
+  ASSERT_TRUE(until([&] { return again->done.has_value(); }));
+  reserved->call.reset();
+  EXPECT_TRUE(until([&] { return p.idle(); }));
+}
+
+TEST_F(WorkerTest, AClaimIsForTheSameRequestOrComputesAnew) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  const auto r = request(50, 5);
+  auto held = call(p, "POST", "/internal/prefill", wire::to_json(wire::PrefillLeg{r, Attempt(1), {}, {}, "", "", 0, {}}));
+  ASSERT_TRUE(until([&] { return p.worker->status().blocks_retained == 4; }));
+  const HoldId hold = held->find<wire::Retained>()->hold;
+  auto other = r;
+  other.seed ^= 1;
+  auto dl = decode(d, r);
+  const LeaseId lease = lease_of(*dl);
+  auto refused = prefill(p, d, other, lease, 2, 0, hold);
+  ASSERT_TRUE(until([&] { return refused->done.has_value(); }));
+  EXPECT_EQ(refused->status, 400);
+  EXPECT_THAT(refused->body, HasSubstr("seeds differ"));
+  EXPECT_EQ(p.worker->status().blocks_retained, 4) << "nothing has happened to it";
+  held->call.reset();
+  ASSERT_TRUE(until([&] { return p.idle(); }));
+  auto anew = prefill(p, d, r, lease, 3, 0, hold);
+  ASSERT_TRUE(until([&] { return dl->done && anew->done; }));
+  EXPECT_FALSE(anew->find<wire::Claimed>()->found);
+  expect_reference(*dl, r, 5);
+
+  auto unnamed = call(p, "POST", "/internal/prefill", wire::to_json(wire::PrefillLeg{r, Attempt(1), {}, hold, "", "", 0, {}}));
+  ASSERT_TRUE(until([&] { return unnamed->done.has_value(); }));
+  EXPECT_EQ(unnamed->status, 400) << "a claim is for a lease";
+}
+
+// A continuation (prompt and what was emitted) at the worker that computed the prompt costs what is new.
+TEST_F(WorkerTest, AContinuationComputesOnlyWhatIsNotCached) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  auto r = request(100, 20);
+  auto dl = decode(d, r);
+  auto pl = prefill(p, d, r, lease_of(*dl));
+  ASSERT_TRUE(until([&] { return dl->done && pl->done; }));
+  const auto all = KvExecutor::reference(r, spec_of(8, 1), 0, 20);
+  const auto before = p.worker->status().prompt_tokens_computed;
+  TestWorker e(loop_, "e", 8, 160);
+  auto rest = r;
+  rest.ids.insert(rest.ids.end(), all.begin(), all.begin() + 7);
+  auto el = decode(e, rest);
+  auto continued = prefill(p, e, rest, lease_of(*el));
+  ASSERT_TRUE(until([&] { return el->done && continued->done; }));
+  expect_reference(*el, rest, 13);
+  EXPECT_EQ(p.worker->status().prompt_tokens_computed - before, 107u - 96) << "six blocks of 16 are cached";
+}
+
+TEST_F(WorkerTest, WhoDrainsStillGivesOutWhatItHas) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  const auto r = request(50, 5);
+  auto held = call(p, "POST", "/internal/prefill", wire::to_json(wire::PrefillLeg{r, Attempt(1), {}, {}, "", "", 0, {}}));
+  ASSERT_TRUE(until([&] { return p.worker->status().blocks_retained == 4; }));
+  bool drained = false;
+  p.worker->drain(std::chrono::seconds(10), [&] { drained = true; });
+  auto dl = decode(d, r);
+  auto second = prefill(p, d, r, lease_of(*dl), 2, 0, held->find<wire::Retained>()->hold);
+  ASSERT_TRUE(until([&] { return dl->done && second->done && drained; }));
+  expect_reference(*dl, r, 5);
+}
+
+TEST_F(WorkerTest, APeerOfAnotherVersionIsToldWhy) {
+  TestWorker d(loop_, "d", 8, 160);
+  std::string heard;
+  bool closed = false;
+  std::unique_ptr<net::Link> link;
+  net::connect_tcp(loop_, "127.0.0.1", d.worker->link_port(), {}, [&](Result<std::unique_ptr<net::Link>> l) {
+    link = std::move(l).value();
+    link->start({[&](std::string_view bytes) { heard += bytes; }, [&](const Status&) { closed = true; }});
+    std::string hello = transfer::encode(transfer::Hello());
+    hello[4] = 9;
+    (void)link->send(hello);
+  });
+  ASSERT_TRUE(until([&] { return closed; }));
+  transfer::FrameReader reader;
+  reader.append(heard);
+  const auto message = reader.next();
+  ASSERT_TRUE(message.ok() && message->has_value());
+  EXPECT_THAT(std::get<transfer::Reject>(**message).status.message(), HasSubstr("link protocol 9, this worker speaks 1"));
 }
 
 }  // namespace
