@@ -121,6 +121,7 @@ void Client::lost() {
 
 void Client::start(wire::Generator& generator) {
   arrived_ = now();
+  began_ = real_now();
   trace_(real_now(), plan_.request.id, "arrives", plan_.request.ids.size(), plan_.request.sampling.max_tokens, plan_.request.n);
   call_ = generator.generate(plan_.request, shared_from_this());
   if (plan_.finish_at && plan_.finish_at->second == 0) later(plan_.finish_at->first);
@@ -261,7 +262,11 @@ void Client::on_done(Status status) {
     if (now() < arrived_ + plan_.request.timeout) fail("I8", "its deadline came early: " + status.to_string());
     return end(Outcome::kDeadline);
   }
-  if (retryable(status.code()) && plan_.may_fail) return end(Outcome::kRefused);
+  if (retryable(status.code()) && plan_.may_fail) {
+    refusal_ = status;
+    refused_at_ = real_now();
+    return end(Outcome::kRefused);
+  }
   fail("I18", (plan_.may_fail ? "ends with " : "though nothing fails any more, ends with ") + status.to_string());
   end(Outcome::kFailed);
 }

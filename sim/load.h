@@ -58,6 +58,10 @@ class Client final : public wire::GenerateSink, public std::enable_shared_from_t
   const Expected& expected(int choice) const { return choices_.at(choice).expected; }
   Outcome outcome() const { return outcome_; }
   std::uint64_t tokens() const { return tokens_; }
+  // Of kRefused: why, and when.
+  const Status& refusal() const { return refusal_; }
+  TimePoint began() const { return began_; }
+  TimePoint refused_at() const { return refused_at_; }
 
   void on_served(const wire::Served& served) override;
   void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) override;
@@ -88,7 +92,9 @@ class Client final : public wire::GenerateSink, public std::enable_shared_from_t
   Failures& failures_;
   std::map<int, Choice> choices_;
   std::unique_ptr<wire::GenerateCall> call_;
-  TimePoint arrived_{};
+  TimePoint arrived_{};  // by the gateway's clock
+  TimePoint began_{}, refused_at_{};
+  Status refusal_;
   Outcome outcome_ = Outcome::kNone;
   std::uint64_t tokens_ = 0;
   bool served_ = false, prompt_logprobs_ = false;

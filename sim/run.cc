@@ -11,9 +11,10 @@
 namespace baton::sim {
 namespace {
 
-constexpr Duration kWarmUp = std::chrono::seconds(1);  // until the gateway has heard of every worker
-constexpr std::uint64_t kCheckEvery = 128;             // events between two looks into the books
-constexpr std::uint64_t kEventsMax = 20'000'000;       // at a standstill of virtual time
+constexpr Duration kWarmUp = std::chrono::seconds(1);   // until the gateway has heard of every worker
+constexpr Duration kNoticed = std::chrono::seconds(5);  // after a fault: until polls and links are as they were
+constexpr std::uint64_t kCheckEvery = 128;              // events between two looks into the books
+constexpr std::uint64_t kEventsMax = 20'000'000;        // at a standstill of virtual time
 
 // How long something has been so, without a break.
 class Lasting {
@@ -145,7 +146,31 @@ class Run {
     }
   }
 
+  // A fault that has to do with a process; with the path to somebody else, too.
+  bool disturbed(const std::string& process, TimePoint from, TimePoint to) const {
+    return std::any_of(scenario_.faults.begin(), scenario_.faults.end(), [&](const Fault& f) {
+      if (f.host != process && f.to != process && f.host != "*" && f.to != "*") return false;
+      const TimePoint begin = TimePoint(kWarmUp) + f.at;
+      return begin <= to && from <= begin + f.lasts + (f.kind == Fault::Kind::kDrain ? Duration(f.value) : Duration(0)) + kNoticed;
+    });
+  }
+
+  // Whoever does one role can do the other where nobody else is left: as long as one worker is well, a request is served.
+  void look_at_refusals() {
+    for (const auto& client : clients_) {
+      if (client->outcome() != Client::Outcome::kRefused) continue;
+      const std::string& why = client->refusal().message();
+      const bool tried_often = why.starts_with("gave up") || client->plan().request.sampling.prompt_logprobs >= 0;
+      if (tried_often || disturbed("gateway", client->began(), client->refused_at())) continue;
+      for (const std::string& worker : worker_names(scenario_)) {
+        if (disturbed(worker, client->began(), client->refused_at())) continue;
+        return fail("I18", "request " + client->plan().request.id + " was refused while " + worker + " was well: " + why);
+      }
+    }
+  }
+
   void conclude() {
+    look_at_refusals();
     for (const auto& client : clients_) {
       result_.tokens += client->tokens();
       switch (client->outcome()) {

@@ -177,6 +177,7 @@ class Core {
   void decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused);
   void prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused,
                       bool nacked);
+  void take_refusal(Run& run, WorkerId worker, const Status& status);
   bool count_failure(Request& request, Run& run, TimePoint now, const Status& status);
   void restart(Request& request, std::size_t run_index, TimePoint now);
   void finish_ended(Request& request, int choice);

@@ -195,7 +195,8 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
   } else if (const auto best = placement_.prefill(need, run.tried); best.ok()) {
     placed = *best;
   } else {
-    if (run.refusal) return finish(request, now, *run.refusal);
+    if (run.refusal && run.refusal->code() != Code::kUnavailable) return finish(request, now, *run.refusal);
+    run.refusal.reset();
     cancel_leg(run.decode_leg);  // every prefill worker is gone: place anew, which may mean D alone
     return restart(request, run_index, now);
   }
@@ -538,6 +539,16 @@ void Core::leg_failed(Request& request, LegId id, TimePoint now, const Status& s
   }
 }
 
+// One that has no room may have it for others; one that is unavailable is so for all, and its role may be gone with it.
+void Core::take_refusal(Run& run, WorkerId worker, const Status& status) {
+  run.tried.refused.insert(worker);
+  const bool room_will_do = run.refusal && run.refusal->code() == Code::kResourceExhausted;
+  if (!room_will_do) run.refusal = status;
+  if (status.code() != Code::kUnavailable) return;
+  registry_.on_refused(worker, status.message());
+  actions_.push_back(PollNow{worker});
+}
+
 // False if the request has failed for good.
 bool Core::count_failure(Request& request, Run& run, TimePoint now, const Status& status) {
   if (++run.failures <= options_.retries_max) return true;
@@ -559,8 +570,7 @@ void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now
   ++(nacked ? stats_.retries_nacked : refused ? stats_.retries_prefill_refused : stats_.retries_prefill_failed);
   ++request.record.retries;
   if (refused && !claim_refused) {
-    run.tried.refused.insert(worker);
-    run.refusal = status;
+    take_refusal(run, worker, status);
   } else if (!refused) {
     run.tried.failed.insert(worker);
     if (!count_failure(request, run, now, status)) return;
@@ -585,8 +595,7 @@ void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now,
   ++(refused ? stats_.retries_decode_refused : stats_.retries_decode_failed);
   ++request.record.retries;
   if (refused) {
-    run.tried.refused.insert(worker);
-    run.refusal = status;
+    take_refusal(run, worker, status);
     run.lacked_room |= status.code() == Code::kResourceExhausted;
   } else {
     run.tried.failed.insert(worker);

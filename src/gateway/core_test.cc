@@ -690,6 +690,38 @@ TEST_F(CoreTest, AClientThatEndsItAllDoesNotWaitForPromptLogprobs) {
   EXPECT_EQ(core_->open_legs(), 0u);
 }
 
+// It began to drain after its last poll, and there is no other of its role: the other role serves the request alone.
+TEST_F(CoreTest, ARoleWhoseLastWorkerRefusesIsGone) {
+  const Status draining(Code::kUnavailable, "d0 is draining");
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  ended(decode(), LegEnd::Kind::kRefused, draining);
+  ASSERT_EQ(decodes_.size(), 2u);
+  EXPECT_EQ(worker(decodes_[1].worker), "p0");
+  EXPECT_TRUE(decodes_[1].body.local_prefill);
+  EXPECT_EQ(polls_.back(), WorkerId(1)) << "is it gone?";
+  submit(request_of({4, 5}));
+  EXPECT_EQ(worker(decodes_.back().worker), "p0") << "nobody asks it again";
+  core_->on_status(now_, WorkerId(1), healthy("d0", Role::kDecode));
+  submit(request_of({6}));
+  EXPECT_EQ(worker(decodes_.back().worker), "d0") << "until it says otherwise";
+
+  event(decode(), wire::Reserved{LeaseId(77)});
+  ended(prefill(), LegEnd::Kind::kRefused, Status(Code::kUnavailable, "p0 is draining"));
+  EXPECT_EQ(worker(decodes_.back().worker), "d0");
+  EXPECT_TRUE(decodes_.back().body.local_prefill);
+  EXPECT_TRUE(done_.empty());
+}
+
+TEST_F(CoreTest, RoomIsWaitedForThoughAnotherWorkerDrains) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  ended(decode(), LegEnd::Kind::kRefused, Status(Code::kResourceExhausted, "no KV blocks"));
+  ended(decode(), LegEnd::Kind::kRefused, Status(Code::kUnavailable, "draining"));
+  EXPECT_TRUE(done_.empty());
+  EXPECT_EQ(core_->stats().queued, 1u);
+}
+
 TEST_F(CoreTest, DrainingWorkersGetNothingNew) {
   start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
   wire::WorkerStatus s = healthy("d0", Role::kDecode);

@@ -81,6 +81,11 @@ Registry::Change Registry::on_poll_failed(WorkerId id, bool unreachable, const s
   return Change::kLost;
 }
 
+void Registry::on_refused(WorkerId id, const std::string& why) {
+  at(id).status.ready = false;
+  at(id).problem = why;
+}
+
 void Registry::on_leg_broken(WorkerId id, const std::string& why) {
   Worker& worker = at(id);
   if (worker.liveness != Liveness::kAlive) return;

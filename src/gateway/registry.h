@@ -73,6 +73,8 @@ class Registry {
   Change on_status(TimePoint now, WorkerId id, const wire::WorkerStatus& status);
   // `unreachable`: refused or unroutable, which one poll settles; otherwise it was a time-out or nonsense.
   Change on_poll_failed(WorkerId id, bool unreachable, const std::string& why);
+  // It refuses legs, whoever sends them (it drains, its engine has failed): it gets none until a poll says otherwise.
+  void on_refused(WorkerId id, const std::string& why);
   // A leg broke off. The worker may well live: the next poll tells.
   void on_leg_broken(WorkerId id, const std::string& why);
 

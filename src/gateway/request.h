@@ -38,7 +38,7 @@ struct Core::Run {
   TimePoint deadline = kNever;
   std::string waiting_for{};
   Tried tried{};                    // since the last progress
-  std::optional<Status> refusal{};  // what the last worker that refused said
+  std::optional<Status> refusal{};  // what the last worker that refused said, or the one that has no room
   std::string numerics{};           // of the worker whose first tokens were emitted for this run's request
   bool lacked_room = false;         // refused for want of room since its last reservation
 };
