@@ -17,6 +17,7 @@ int run_stop(Args args);
 int run_chat(Args args);
 int run_pull(Args args);
 int run_bench(Args args);
+int run_chaos(Args args);
 int run_doctor(Args args);
 
 }  // namespace baton::app

@@ -15,10 +15,10 @@
 
 #include "app/args.h"
 #include "app/commands.h"
-#include "app/cpus.h"
 #include "app/options.h"
 #include "app/paths.h"
 #include "app/supervisor.h"
+#include "app/topology.h"
 #include "base/log.h"
 #include "model/model_files.h"
 #include "net/event_loop.h"
@@ -33,16 +33,8 @@ struct ServeFlags {
   EngineFlags engine;
   FrontFlags front;
   std::string prefill, decode;  // counts; "" for neither
-  int instances = 1;            // aggregated engines
   bool detach = false;
   double ready_timeout_s = 600;
-};
-
-struct WorkerPlan {
-  std::string name, role;
-  std::vector<int> cores;
-  int http_fd = -1, link_fd = -1;
-  int http_port = 0, link_port = 0;
 };
 
 // What the user sees while it starts: to the terminal, or through a pipe to the process that waits for a detached server.
@@ -109,15 +101,14 @@ class Serve {
                    seconds(), config.architecture, config.layers, config.hidden, config.heads, config.kv_heads,
                    to_string(files->dominant_format()), format_bytes(static_cast<double>(files->weight_bytes())));
     raise_file_limit();
-    BATON_RETURN_IF_ERROR(plan_workers());
+    BATON_ASSIGN_OR_RETURN(workers_, plan_workers(flags_.prefill, flags_.decode, flags_.engine));
+    for (const WorkerPlan& worker : workers_)
+      progress_.line("worker   {}: {}, cores {}", worker.name, worker.role == "both" ? "prefill and decode" : worker.role,
+                     format_cores(worker.cores));
     if (listen_fd_ < 0) {
       BATON_ASSIGN_OR_RETURN(listen_fd_, listen_socket(flags_.front.host, flags_.front.port, &flags_.front.port));
     }
-    for (WorkerPlan& worker : workers_) {
-      BATON_ASSIGN_OR_RETURN(worker.http_fd, listen_socket("127.0.0.1", 0, &worker.http_port));
-      BATON_ASSIGN_OR_RETURN(worker.link_fd, listen_socket("127.0.0.1", 0, &worker.link_port));
-    }
-    return {};
+    return open_sockets(workers_);
   }
 
   // Thousands of streams need thousands of descriptors.
@@ -132,81 +123,12 @@ class Serve {
                      flags_.front.max_requests, wanted, wanted);
   }
 
-  static Result<int> count(const std::string& flag, const std::string& text) {
-    if (text.empty()) return 0;
-    if (text.find_first_not_of("0123456789") != std::string::npos || text.size() > 3 || std::stoi(text) < 1)
-      return Status(Code::kInvalidArgument, fmt::format("{} {}: expected how many workers, 1 or more", flag, text));
-    return std::stoi(text);
-  }
-
-  Status plan_workers() {
-    BATON_ASSIGN_OR_RETURN(const int prefill, count("--prefill", flags_.prefill));
-    BATON_ASSIGN_OR_RETURN(const int decode, count("--decode", flags_.decode));
-    if ((prefill == 0) != (decode == 0))
-      return Status(Code::kInvalidArgument, "--prefill and --decode go together: one without the other cannot answer a request");
-    for (int i = 0; i < prefill; ++i) workers_.push_back({fmt::format("p{}", i), "prefill", {}, -1, -1, 0, 0});
-    for (int i = 0; i < decode; ++i) workers_.push_back({fmt::format("d{}", i), "decode", {}, -1, -1, 0, 0});
-    for (int i = 0; prefill == 0 && i < flags_.instances; ++i) workers_.push_back({fmt::format("w{}", i), "both", {}, -1, -1, 0, 0});
-
-    BATON_ASSIGN_OR_RETURN(const std::vector<int> wanted, parse_cores(flags_.engine.cores));
-    BATON_ASSIGN_OR_RETURN(const auto shares, share_cores(wanted, static_cast<int>(workers_.size()), flags_.engine.threads));
-    for (std::size_t i = 0; i < workers_.size(); ++i) {
-      workers_[i].cores = shares[i];
-      progress_.line("worker   {}: {}, cores {}", workers_[i].name, workers_[i].role == "both" ? "prefill and decode" : workers_[i].role,
-                     format_cores(shares[i]));
-    }
-    return {};
-  }
-
-  ChildSpec worker_spec(const WorkerPlan& worker) const {
-    EngineFlags engine = flags_.engine;
-    engine.cores = format_cores(worker.cores);
-    engine.threads = static_cast<int>(worker.cores.size());
-    ChildSpec spec;
-    spec.name = worker.name;
-    spec.args = {"worker",
-                 model_path_,
-                 "--name",
-                 worker.name,
-                 "--role",
-                 worker.role,
-                 "--http-fd",
-                 std::to_string(worker.http_fd),
-                 "--link-fd",
-                 std::to_string(worker.link_fd),
-                 "--peers",
-                 std::to_string(workers_.size()),
-                 "--shutdown-timeout",
-                 fmt::format("{}", flags_.front.shutdown_timeout_s)};
-    const auto more = engine.args();
-    spec.args.insert(spec.args.end(), more.begin(), more.end());
-    spec.fds = {worker.http_fd, worker.link_fd};
-    return spec;
-  }
-
-  ChildSpec gateway_spec() const {
-    ChildSpec spec;
-    spec.name = "gateway";
-    spec.args = {"gateway", model_path_, "--listen-fd", std::to_string(listen_fd_), "--log-level", flags_.engine.log_level};
-    if (!flags_.engine.max_model_len.empty()) spec.args.insert(spec.args.end(), {"--max-model-len", flags_.engine.max_model_len});
-    for (const WorkerPlan& worker : workers_)
-      spec.args.insert(spec.args.end(), {"--worker", fmt::format("{}={}@127.0.0.1:{}", worker.name, worker.role, worker.http_port)});
+  Status start() {
     FrontFlags front = flags_.front;
     if (front.served_model_name.empty()) front.served_model_name = {flags_.engine.model};
-    const auto more = front.args();
-    spec.args.insert(spec.args.end(), more.begin(), more.end());
-    std::string keys;
-    for (const std::string& key : front.api_key) keys += (keys.empty() ? "" : ",") + key;
-    if (!keys.empty()) spec.environment.push_back("BATON_API_KEY=" + keys);
-    spec.fds = {listen_fd_};
-    return spec;
-  }
-
-  Status start() {
-    std::vector<ChildSpec> children = {gateway_spec()};
-    for (const WorkerPlan& worker : workers_) children.push_back(worker_spec(worker));
+    const std::vector<ChildSpec> children = child_specs(model_path_, flags_.engine, front, workers_, listen_fd_);
     supervisor_ = std::make_unique<Supervisor>(
-        loop_, std::move(children),
+        loop_, children,
         Supervisor::Events{[this](const std::string& name, const std::string& how, Duration delay) {
                              if (delay.count() < 0) return give_up(fmt::format("{} {} while starting; its message is above", name, how));
                              log::warn("{} {}; restarting in {:.1f} s", name, how, to_seconds(delay));

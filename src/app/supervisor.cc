@@ -20,7 +20,6 @@ namespace {
 
 constexpr Duration kFirstBackoff = std::chrono::milliseconds(100);
 constexpr Duration kLastBackoff = std::chrono::seconds(10);
-constexpr Duration kStable = std::chrono::seconds(30);  // a child that lived this long starts again without delay
 
 std::string describe_exit(int status) {
   if (WIFSIGNALED(status)) return fmt::format("killed by signal {} ({})", WTERMSIG(status), strsignal(WTERMSIG(status)));
@@ -38,7 +37,8 @@ struct Supervisor::Child {
   Duration backoff = kFirstBackoff;
 };
 
-Supervisor::Supervisor(net::EventLoop& loop, std::vector<ChildSpec> children, Events events) : loop_(loop), events_(std::move(events)) {
+Supervisor::Supervisor(net::EventLoop& loop, std::vector<ChildSpec> children, Events events, Duration stable_after)
+    : loop_(loop), events_(std::move(events)), stable_after_(stable_after) {
   for (ChildSpec& spec : children) {
     children_.push_back(std::make_unique<Child>());
     children_.back()->spec = std::move(spec);
@@ -77,6 +77,10 @@ Status Supervisor::spawn(Child& child) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(1);
     for (const int fd : keep) fcntl(fd, F_SETFD, 0);
+    if (child.spec.output_fd >= 0) {
+      dup2(child.spec.output_fd, 1);
+      dup2(child.spec.output_fd, 2);
+    }
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -110,7 +114,7 @@ void Supervisor::on_child_exit(Child& child) {
     if (events_.on_exit) events_.on_exit(child.spec.name, describe_exit(status), Duration(-1));
     return;
   }
-  if (loop_.clock().now() - child.started > kStable) child.backoff = kFirstBackoff;
+  if (loop_.clock().now() - child.started > stable_after_) child.backoff = kFirstBackoff;
   const Duration delay = child.backoff;
   child.backoff = std::min(child.backoff * 2, kLastBackoff);
   if (events_.on_exit) events_.on_exit(child.spec.name, describe_exit(status), delay);

@@ -18,6 +18,7 @@ struct ChildSpec {
   std::vector<std::string> args;         // of this same program; "--lifetime-fd N" is added
   std::vector<int> fds;                  // to inherit, under the same numbers
   std::vector<std::string> environment;  // NAME=value, added
+  int output_fd = -1;                    // instead of this process's stdout and stderr
 };
 
 class Supervisor {
@@ -27,7 +28,8 @@ class Supervisor {
     std::function<void(const std::string& name, const std::string& how, Duration will_restart_in)> on_exit;
     std::function<void(const std::string& name, int pid)> on_start;
   };
-  Supervisor(net::EventLoop& loop, std::vector<ChildSpec> children, Events events);
+  // A child that lived for `stable_after` starts again with the first, short back-off.
+  Supervisor(net::EventLoop& loop, std::vector<ChildSpec> children, Events events, Duration stable_after = std::chrono::seconds(30));
   ~Supervisor();
 
   Status start();
@@ -52,6 +54,7 @@ class Supervisor {
 
   net::EventLoop& loop_;
   Events events_;
+  const Duration stable_after_;
   std::vector<std::unique_ptr<Child>> children_;
   int lifetime_pipe_[2] = {-1, -1};
   bool ready_ = false;

@@ -20,7 +20,7 @@ namespace {
 struct WorkerFlags {
   EngineFlags engine;
   std::string name = "w0", role = "both", host = "127.0.0.1";
-  int port = 0, link_port = 0, http_fd = -1, link_fd = -1, lifetime_fd = -1, peers = 1;
+  int port = 0, link_port = 0, advertise_link_port = 0, http_fd = -1, link_fd = -1, lifetime_fd = -1, peers = 1;
   double shutdown_timeout_s = 30;
 };
 
@@ -39,6 +39,7 @@ Status run(const WorkerFlags& flags) {
   options.http_listen_fd = flags.http_fd;
   options.link_port = flags.link_port;
   options.link_listen_fd = flags.link_fd;
+  options.link_port_advertised = flags.advertise_link_port;
   options.incarnation = Incarnation(entropy_u64() | 1);
   options.lease_key = entropy_u64();
   options.model_digest = setup.files->digest();
@@ -73,6 +74,9 @@ int run_worker(Args args) {
   app.add_option("--host", flags.host, "address to listen on; anyone who reaches it can use it")->capture_default_str();
   app.add_option("--port", flags.port, "port for the gateway (0: any)")->check(CLI::Range(0, 65535))->capture_default_str();
   app.add_option("--link-port", flags.link_port, "port for hand-off links (0: any)")->check(CLI::Range(0, 65535))->capture_default_str();
+  app.add_option("--advertise-link-port", flags.advertise_link_port,
+                 "port that prefill workers are told to dial for hand-offs, where it is not --link-port: a proxy, a mapped port")
+      ->check(CLI::Range(0, 65535));
   app.add_option("--peers", flags.peers, "engines that share this machine's memory")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--shutdown-timeout", flags.shutdown_timeout_s, "seconds that running requests get after SIGTERM")->capture_default_str();
   app.add_option("--http-fd", flags.http_fd, "an inherited listening socket, from the supervisor")->group("");

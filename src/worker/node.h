@@ -23,7 +23,8 @@ namespace baton::worker {
 
 class Node {
  public:
-  // `loop`, `engine` and `fabric` outlive it; `options.link_port` is the real one. What it answers may outlive it, and then does nothing.
+  // `loop`, `engine` and `fabric` outlive it; `options.link_port` is the one to advertise. What it answers may outlive it, and then does
+  // nothing.
   Node(net::Executor& loop, engine::Engine& engine, transfer::Fabric& fabric, PeerLinks::Dialer dialer, WorkerOptions options);
   ~Node();
   Node(const Node&) = delete;

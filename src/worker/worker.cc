@@ -27,7 +27,7 @@ class WorkerImpl final : public Worker {
         server_, net::HttpServer::listen(loop_, http, [this](net::HttpRequest request, std::shared_ptr<net::HttpResponder> responder) {
           node_->handle(std::move(request), std::move(responder));
         }));
-    options.link_port = links_->port();
+    options.link_port = options.link_port_advertised > 0 ? options.link_port_advertised : links_->port();
     const auto dialer = [&loop = loop_](const PeerAddress& address, std::function<void(Result<std::unique_ptr<net::Link>>)> done) {
       net::connect_tcp(loop, address.first, address.second, {}, std::move(done));
     };

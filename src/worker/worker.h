@@ -32,8 +32,9 @@ struct WorkerOptions {
   std::string host = "127.0.0.1";          // both listeners; workers are not for the world
   int http_port = 0, http_listen_fd = -1;  // an fd is a listening socket that was handed over; port 0: any free one
   int link_port = 0, link_listen_fd = -1;
-  Incarnation incarnation;      // drawn by the caller at process start, never zero
-  std::uint64_t lease_key = 0;  // secret, drawn by the caller: lease ids come from it
+  int link_port_advertised = 0;  // where others dial for hand-offs, if not at link_port: a proxy, a mapped port
+  Incarnation incarnation;       // drawn by the caller at process start, never zero
+  std::uint64_t lease_key = 0;   // secret, drawn by the caller: lease ids come from it
   std::string model_digest, numerics_id;
   wire::KvSchema kv;
   std::int64_t max_model_len = 0;  // for status

@@ -97,3 +97,30 @@ class ChaosTest(harness.BatonTest):
         conflicts = [line for line in metrics.splitlines() if "conflict" in line and not line.startswith("#")]
         self.assertTrue(conflicts and all(float(line.split()[-1]) == 0 for line in conflicts), conflicts)
         self.assertEqual(self.baton("check", "--port", self.server.port).returncode, 0)
+
+
+class ChaosCommandTest(harness.BatonTest):
+    """`baton chaos` on real processes: every token of every stream against an undisturbed run, whatever dies."""
+
+    SEED = int(os.environ.get("BATON_TEST_SEED", 4))
+
+    def test_nothing_is_lost(self):
+        harness.need_model()
+        path = self.home.path / "chaos.json"
+        result = self.baton("chaos", harness.ALIAS, "--streams", 60, "--kill-every", 4, "--fault-every", 6, "--seed", self.SEED, "--threads", 1, "--kv-cache-memory-bytes", "256MiB",
+                            "--max-model-len", 2048, "--json", path, timeout=400)
+        print(result.stdout, flush=True)
+        self.assertTrue(path.exists(), result.stderr)
+        figures = json.loads(path.read_text())
+        told = f"seed {self.SEED}\n{result.stdout}\n{json.dumps(figures['problems'], indent=0)}"
+        self.assertEqual((figures["right"], figures["lost"], figures["wrong"]), (60, 0, 0), told)
+        self.assertEqual((figures["unbalanced"], figures["crashes"]), ({}, []), told)
+        self.assertGreater(figures["faults_by_kind"]["kill"], 1, told)
+        self.assertEqual(result.returncode, 0, told)
+        self.assertIn("nothing was lost", result.stdout)
+
+    def test_refuses_what_it_does_not_know(self):
+        for flags, words in ((("--faults", "kill,flood"), "`flood`"), (("--kill-every", 0), "--kill-every"), (("--streams", 0), "--streams")):
+            result = self.baton("chaos", harness.ALIAS, *flags)
+            self.assertEqual(result.returncode, 2, flags)
+            self.assertIn(words, result.stderr)
