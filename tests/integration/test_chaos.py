@@ -113,6 +113,7 @@ class ChaosCommandTest(harness.BatonTest):
         self.assertTrue(path.exists(), result.stderr)
         figures = json.loads(path.read_text())
         told = f"seed {self.SEED}\n{result.stdout}\n{json.dumps(figures['problems'], indent=0)}"
+        self.assertEqual((figures["model"], figures["prefill"], figures["decode"], figures["seed"]), (harness.ALIAS, "2", "2", self.SEED))
         self.assertEqual((figures["right"], figures["lost"], figures["wrong"]), (60, 0, 0), told)
         self.assertEqual((figures["unbalanced"], figures["crashes"]), ({}, []), told)
         self.assertGreater(figures["faults_by_kind"]["kill"], 1, told)

@@ -47,6 +47,10 @@ class Chaos {
       loop_.stop();
     });
     BATON_ASSIGN_OR_RETURN(const std::vector<FaultKind> kinds, parse_faults(flags_.faults));
+    report_.model = flags_.engine.model;
+    report_.prefill = flags_.prefill;
+    report_.decode = flags_.decode;
+    report_.seed = flags_.seed;
     FaultPlanOptions plan;
     plan.kinds = kinds;
     plan.kill_every = seconds(flags_.kill_every_s);

@@ -143,6 +143,14 @@ TEST(Stalls, AreTheGapAroundTheFaultAndItsParts) {
   EXPECT_FALSE(find_stall(stream, fault));  // it had all it wanted before anybody noticed
 }
 
+TEST(Stalls, OfAStreamThatWasOnItsWayBelongToTheFaultThatMovedIt) {
+  StreamOutcome stream = moved_stream();
+  stream.served = R"({"events":[{"ms":190,"event":"committed","detail":"d0, attempt 1"},{"ms":450,"event":"decode_failed"},
+    {"ms":600,"event":"decode_failed"},{"ms":880,"event":"committed","detail":"d1, attempt 3"}]})";
+  EXPECT_TRUE(find_stall(stream, {stream.sent + milliseconds(430), FaultKind::kKill, "d0", true, ""}));
+  EXPECT_FALSE(find_stall(stream, {stream.sent + milliseconds(500), FaultKind::kTerm, "d0", true, ""}));
+}
+
 TEST(ChaosReport, FailsOnAnythingThatIsWrong) {
   std::vector<StreamOutcome> expected(3), seen(3);
   for (StreamOutcome& stream : expected) stream.record = answer({1, 2, 3});

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 namespace baton::app {
 namespace {
@@ -22,9 +23,9 @@ std::vector<Event> events_of(const std::string& served) {
   return events;
 }
 
-// The first event of one of these kinds at or after `from`.
-std::size_t find(const std::vector<Event>& events, std::size_t from, std::initializer_list<const char*> kinds) {
-  while (from < events.size() && std::ranges::none_of(kinds, [&](const char* kind) { return events[from].what == kind; })) ++from;
+// The first event of this kind at or after `from`.
+std::size_t find(const std::vector<Event>& events, std::size_t from, std::string_view kind) {
+  while (from < events.size() && events[from].what != kind) ++from;
   return from;
 }
 
@@ -33,14 +34,16 @@ std::size_t find(const std::vector<Event>& events, std::size_t from, std::initia
 std::optional<Stall> find_stall(const StreamOutcome& stream, const Befallen& fault) {
   const std::vector<Event> events = events_of(stream.served);
   const double fault_ms = to_ms(fault.at - stream.sent);
-  // It decoded there: the last commit before the fault names the worker.
+  // It decoded there: the last commit before the fault names the worker, and it was not on its way to another one.
   std::size_t at = 0;
   const Event* held = nullptr;
-  for (; at < events.size() && events[at].ms <= fault_ms; ++at)
+  for (; at < events.size() && events[at].ms <= fault_ms; ++at) {
     if (events[at].what == "committed") held = &events[at];
+    if (events[at].what == "decode_failed") held = nullptr;
+  }
   if (!held || !held->detail.starts_with(fault.target + ",")) return std::nullopt;
-  const std::size_t failed = find(events, at, {"decode_failed", "moved"});
-  const std::size_t committed = find(events, failed, {"committed"});
+  const std::size_t failed = find(events, at, "decode_failed");
+  const std::size_t committed = find(events, failed, "committed");
   if (committed == events.size()) return std::nullopt;
 
   Stall stall{fault.kind, stream.id, stream.served};
