@@ -140,6 +140,7 @@ GatewayProcess::GatewayProcess(World& world, std::vector<gateway::WorkerConfig> 
   world.network.add(host_);
   gateway::GatewayOptions options;
   options.workers = std::move(workers);
+  options.core.identity = Incarnation(1 + static_cast<std::uint64_t>(world.queue.now().time_since_epoch().count()));  // one a life
   gateway_ = std::make_unique<gateway::Gateway>(host_, client_, std::move(options));
 }
 

@@ -95,7 +95,7 @@ void Answer::run() {
   open_choices_ = index;
   for (std::size_t p = 0; p < prompts_.size(); ++p) {
     wire::GenerateRequest request = request_.prompts[p];
-    request.id = prompts_.size() == 1 ? id_ : id_ + "-" + std::to_string(p);
+    request.id = prompts_.size() == 1 ? id_ : id_ + "/" + std::to_string(p);  // a slash: no client can have given that id to another
     context_.metrics.request_started(request);
     prompts_[p]->call = context_.generator.generate(std::move(request), std::make_shared<PromptSink>(self, *prompts_[p]));
   }

@@ -214,7 +214,7 @@ void Api::tokenize(const net::HttpRequest& http, const Responder& responder) {
   const bool strings = fields.boolean("return_token_strs", false);
   if (!fields.ok()) return respond_error(*responder, fields.error());
   const char* source = chat ? "messages" : "prompt";
-  if (const Status fits = check_length(options_.front, text, source); !fits.ok()) return respond_error(*responder, {fits, source});
+  if (const Status fits = check_length(options_.front, text.size(), source); !fits.ok()) return respond_error(*responder, {fits, source});
   const auto ids = options_.front.tokenizer->encode(text, add_special);
   if (!ids.ok()) return respond_error(*responder, {ids.status(), source});
   Json answer{{"count", ids->size()}, {"max_model_len", options_.front.max_model_len}, {"tokens", *ids}};

@@ -396,6 +396,14 @@ std::string many_fields(int n) {
   for (int i = 0; i < n; ++i) object["f" + std::to_string(i)] = "{[:";
   return object.dump();
 }
+std::string many_messages(int n) {
+  Json list = Json::array();
+  for (int i = 0; i < n; ++i) list.push_back({{"role", "bad"}, {"content", ""}});
+  return Json{{"messages", list}}.dump();
+}
+std::string many_prompts(int prompts, int n) {
+  return Json{{"prompt", std::vector<std::string>(static_cast<std::size_t>(prompts), "a")}, {"n", n}}.dump();
+}
 std::string with(const std::string& more) { return R"({"messages":[{"role":"user","content":"hi"}],)" + more + "}"; }
 const char* kChat = "/v1/chat/completions";
 
@@ -428,6 +436,16 @@ INSTANTIATE_TEST_SUITE_P(
                  "maximum context length"},
         BadInput{"far_too_long", kChat, R"({"messages":[{"role":"user","content":")" + std::string(5000, 'q') + R"("}]})", 400, "messages",
                  "maximum context length"},
+        BadInput{"far_too_long_is_not_rendered", kChat, R"({"messages":[{"role":"bad","content":")" + std::string(5000, 'q') + R"("}]})",
+                 400, "messages", "maximum context length"},
+        BadInput{"too_many_messages_are_not_rendered", kChat, many_messages(201), 400, "messages", "your 201 messages"},
+        BadInput{"long_template_arguments", kChat, with(R"("chat_template_kwargs":{"a":")" + std::string(5000, 'q') + "\"}"), 400,
+                 "messages", "chat_template_kwargs"},
+        BadInput{"too_many_choices", "/v1/completions", many_prompts(3, 100), 400, "n", "at most 256"},
+        BadInput{"too_many_prompts", "/v1/completions", many_prompts(257, 1), 400, "prompt", "at most 256"},
+        BadInput{"timeout_zero", kChat, with(R"("timeout":0)"), 400, "timeout", "between"},
+        BadInput{"timeout_negative", kChat, with(R"("timeout":-3)"), 400, "timeout", "between"},
+        BadInput{"timeout_type", kChat, with(R"("timeout":"soon")"), 400, "timeout", "number"},
         BadInput{"stops", kChat, with("\"stop\":" + many_stops(1000)), 400, "stop", "at most 64"},
         BadInput{"stop_empty", kChat, with(R"("stop":[""])"), 400, "stop", "empty"},
         BadInput{"stop_type", kChat, with(R"("stop":[1])"), 400, "stop", "string"},
@@ -451,6 +469,32 @@ INSTANTIATE_TEST_SUITE_P(
         BadInput{"bad_id", "/v1/completions", R"({"prompt":[5,999999]})", 400, "prompt", "999999"},
         BadInput{"no_route", "/v1/nothing", "{}", 404, nullptr, "there is no POST"}),
     [](const auto& info) { return info.param.name; });
+
+TEST_F(ApiTest, TheRequestsOwnTimeoutIsCappedByTheServers) {
+  chat(R"("timeout":2.5)");
+  chat("");
+  chat(R"("timeout":86400)");
+  ASSERT_EQ(generator_.started.size(), 3u);
+  EXPECT_EQ(generator_.started[0]->request.timeout, std::chrono::milliseconds(2500));
+  EXPECT_EQ(generator_.started[1]->request.timeout, FrontEnd{}.request_timeout);
+  EXPECT_EQ(generator_.started[2]->request.timeout, FrontEnd{}.request_timeout);
+}
+
+TEST_F(ApiTest, ARefusalSaysWhenToTryAgain) {
+  const auto r = chat("");
+  generator_.started[0]->sink->on_done(Status(Code::kResourceExhausted, "the queue is long").with_retry_after(7));
+  loop_.drain();
+  EXPECT_EQ(r->status, 429);
+  EXPECT_EQ(r->headers.get("retry-after"), "7");
+  EXPECT_EQ(Json::parse(r->body)["error"]["message"], "the queue is long; retry after 7 s");
+}
+
+// The ids of a request's parts are no client's: whoever says "a-0" or "a/0" is another one.
+TEST_F(ApiTest, PromptsOfOneRequestHaveIdsThatNoClientCanGive) {
+  send("/v1/completions", R"({"prompt":["ab","c"]})");
+  ASSERT_EQ(generator_.started.size(), 2u);
+  EXPECT_THAT(generator_.started[1]->request.id, testing::EndsWith("/1"));
+}
 
 // What looks like structure within a string is none.
 TEST_F(ApiTest, TextMayHoldAnyBrackets) {

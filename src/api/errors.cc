@@ -1,5 +1,7 @@
 #include "api/errors.h"
 
+#include <algorithm>
+
 #include "api/json_text.h"
 
 namespace baton::api {
@@ -22,7 +24,7 @@ std::string error_body(const ApiError& error) {
 void respond_error(net::HttpResponder& responder, const ApiError& error, net::Headers headers) {
   const int status = http_status(error.status.code());
   headers.add("Content-Type", "application/json");
-  if (status == 429 || status == 503) headers.add("Retry-After", "1");
+  if (status == 429 || status == 503) headers.add("Retry-After", std::to_string(std::max(1, error.status.retry_after_s())));
   responder.respond(status, std::move(headers), error_body(error));
 }
 

@@ -142,7 +142,7 @@ void parse_prompts(Fields& fields, const FrontEnd& front, bool add_special, Pars
   if (!prompt) return fields.fail("prompt", "`prompt` is required");
   const auto add_text = [&](const Json& text) {
     const auto& value = text.get_ref<const std::string&>();
-    if (const Status fits = check_length(front, value, "prompt"); !fits.ok()) return fields.fail("prompt", fits.message());
+    if (const Status fits = check_length(front, value.size(), "prompt"); !fits.ok()) return fields.fail("prompt", fits.message());
     auto encoded = front.tokenizer->encode(value, add_special);
     if (!encoded.ok()) return fields.fail("prompt", encoded.status().message());
     // Here already, so that a long list of such prompts costs no more than its first.
@@ -166,7 +166,8 @@ void parse_prompts(Fields& fields, const FrontEnd& front, bool add_special, Pars
     return fields.fail("prompt", "`prompt` must be a string, a list of strings, a list of token ids, or a list of such lists");
   if (prompt->empty()) return fields.fail("prompt", "`prompt` must not be empty");
   if (prompt->front().is_number()) return add_ids(*prompt);
-  if (prompt->size() > 256) return fields.fail("prompt", "`prompt` may hold at most 256 prompts");
+  if (prompt->size() > kRequestChoicesMax)
+    return fields.fail("prompt", fmt::format("`prompt` may hold at most {} prompts", kRequestChoicesMax));
   for (const Json& item : *prompt) {
     if (!fields.ok()) return;
     if (item.is_string()) {
@@ -200,8 +201,13 @@ void parse_max_tokens(Fields& fields, const FrontEnd& front, Endpoint endpoint, 
     fields.fail("min_tokens", fmt::format("`min_tokens` ({}) must not exceed the maximum of {} tokens", s.min_tokens, s.max_tokens));
 }
 
-void parse_choices(Fields& fields, const wire::SamplingParams& sampling, wire::GenerateRequest& request) {
+void parse_choices(Fields& fields, Endpoint endpoint, const wire::SamplingParams& sampling, wire::GenerateRequest& request) {
   request.n = static_cast<int>(fields.integer("n", 1, kChoicesMax).value_or(1));
+  const Json* prompt = endpoint == Endpoint::kCompletions ? fields.find("prompt") : nullptr;
+  const bool several = prompt && prompt->is_array() && !prompt->empty() && !prompt->front().is_number();
+  if (several && prompt->size() * static_cast<std::size_t>(request.n) > kRequestChoicesMax && request.n > 1)
+    fields.fail("n", fmt::format("`n` of {} for each of {} prompts makes {} choices, a request may have at most {}", request.n,
+                                 prompt->size(), prompt->size() * static_cast<std::size_t>(request.n), kRequestChoicesMax));
   if (request.n > 1 && sampling.temperature < 1e-5f)
     fields.fail("n", fmt::format("`n` must be 1 when using greedy sampling, got {}", request.n));
   const auto best_of = fields.integer("best_of", 1, kChoicesMax);
@@ -210,19 +216,40 @@ void parse_choices(Fields& fields, const wire::SamplingParams& sampling, wire::G
 
 }  // namespace
 
-Status check_length(const FrontEnd& front, std::string_view text, std::string_view what) {
-  if (text.size() <= front.longest_token_bytes * static_cast<std::size_t>(front.max_model_len)) return {};
-  return Status(Code::kInvalidArgument, context_clause(front) + fmt::format("your {} of {} bytes cannot fit into it.", what, text.size()));
+Status check_length(const FrontEnd& front, std::size_t bytes, std::string_view what) {
+  if (bytes <= front.longest_token_bytes * static_cast<std::size_t>(front.max_model_len)) return {};
+  return Status(Code::kInvalidArgument, context_clause(front) + fmt::format("your {} of {} bytes cannot fit into it.", what, bytes));
 }
+
+namespace {
+
+std::size_t text_bytes(const Json& json) {
+  if (json.is_string()) return json.get_ref<const std::string&>().size();
+  std::size_t bytes = 0;
+  if (json.is_structured())
+    for (const Json& item : json) bytes += text_bytes(item);
+  return bytes;
+}
+
+// Before the template sees it: rendering is linear in the conversation, and a body may be far longer than any context.
+Status check_conversation(const FrontEnd& front, const Json& messages) {
+  BATON_RETURN_IF_ERROR(check_length(front, text_bytes(messages), "messages"));
+  if (std::ssize(messages) <= front.max_model_len || !messages.is_array()) return {};
+  return Status(Code::kInvalidArgument, context_clause(front) + fmt::format("your {} messages cannot fit into it.", messages.size()));
+}
+
+}  // namespace
 
 Result<std::string> render_chat(const FrontEnd& front, const Json& body) {
   const auto messages = body.find("messages");
   if (messages == body.end() || messages->is_null()) return Status(Code::kInvalidArgument, "`messages` is required");
+  BATON_RETURN_IF_ERROR(check_conversation(front, *messages));
   BATON_ASSIGN_OR_RETURN(const Json normalized, normalize_messages(*messages));
   std::string kwargs;
   if (const auto it = body.find("chat_template_kwargs"); it != body.end() && !it->is_null()) {
     if (!it->is_object()) return Status(Code::kInvalidArgument, "`chat_template_kwargs` must be an object");
     kwargs = it->dump();
+    BATON_RETURN_IF_ERROR(check_length(front, kwargs.size(), "chat_template_kwargs"));
   }
   bool add_generation_prompt = true;
   if (const auto it = body.find("add_generation_prompt"); it != body.end() && it->is_boolean()) add_generation_prompt = it->get<bool>();
@@ -254,7 +281,7 @@ std::optional<ApiError> parse_request(const FrontEnd& front, Endpoint endpoint, 
   refuse_unsupported(fields, endpoint);
   parse_sampling(fields, front, base.sampling);
   parse_logprobs(fields, front, endpoint, base.sampling);
-  parse_choices(fields, base.sampling, base);
+  parse_choices(fields, endpoint, base.sampling, base);
   if (const auto priority = fields.integer("priority", INT32_MIN, INT32_MAX)) base.priority = static_cast<int>(*priority);
   if (const auto salt = fields.string("cache_salt")) base.cache_salt = *salt;
   base.timeout = front.request_timeout;
@@ -267,7 +294,7 @@ std::optional<ApiError> parse_request(const FrontEnd& front, Endpoint endpoint, 
   if (endpoint == Endpoint::kChat) {
     auto rendered = render_chat(front, body);
     if (!rendered.ok()) return ApiError{rendered.status(), "messages"};
-    if (const Status fits = check_length(front, *rendered, "messages"); !fits.ok()) return ApiError{fits, "messages"};
+    if (const Status fits = check_length(front, rendered->size(), "messages"); !fits.ok()) return ApiError{fits, "messages"};
     auto encoded = front.tokenizer->encode(*rendered, fields.boolean("add_special_tokens", false));
     if (!encoded.ok()) return ApiError{encoded.status(), "messages"};
     ids.push_back(std::move(encoded).value());

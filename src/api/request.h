@@ -16,7 +16,8 @@
 namespace baton::api {
 
 inline constexpr std::size_t kStopStringsMax = 64;
-inline constexpr int kChoicesMax = 128;
+inline constexpr int kChoicesMax = 128;         // of one prompt
+inline constexpr int kRequestChoicesMax = 256;  // of all prompts of a request
 
 // Sampling values for fields that a request leaves out: the model's own recommendation, or OpenAI's defaults.
 struct SamplingDefaults {
@@ -58,9 +59,9 @@ struct ParsedRequest {
 // `body` is the parsed JSON of the request. Seeds that the client did not give are drawn here.
 std::optional<ApiError> parse_request(const FrontEnd& front, Endpoint endpoint, const Json& body, ParsedRequest& out);
 
-// Whether a text can fit into the context at all. Tokenising takes a second a megabyte, during which nobody else is served: what cannot fit
-// is refused before. `what`: "prompt", "messages".
-Status check_length(const FrontEnd& front, std::string_view text, std::string_view what);
+// Whether a text of so many bytes can fit into the context at all. Tokenising takes a second a megabyte, during which nobody else is
+// served: what cannot fit is refused before. `what`: "prompt", "messages".
+Status check_length(const FrontEnd& front, std::size_t bytes, std::string_view what);
 
 // The conversation as the model sees it; shared with /tokenize.
 Result<std::string> render_chat(const FrontEnd& front, const Json& body);

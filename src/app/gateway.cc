@@ -168,6 +168,7 @@ class GatewayProcess {
       BATON_ASSIGN_OR_RETURN(gateway::WorkerConfig config, parse_worker(worker));
       options.workers.push_back(std::move(config));
     }
+    options.core.identity = Incarnation(entropy_u64());
     options.core.fallback = flags_.front.fallback == "local" ? gateway::Fallback::kLocal : gateway::Fallback::kFail;
     options.core.requests_max = static_cast<std::size_t>(flags_.front.max_requests);
     client_ = net::HttpClient::create(loop_);

@@ -51,7 +51,17 @@ std::string Status::to_string() const {
 
 Status Status::with_context(std::string_view context) const {
   if (ok()) return *this;
-  return Status(code_, std::string(context) + ": " + message_);
+  Status status = *this;
+  status.message_ = std::string(context) + ": " + message_;
+  return status;
+}
+
+Status Status::with_retry_after(int seconds) const {
+  BATON_CHECK(!ok() && seconds > 0);
+  Status status = *this;
+  status.retry_after_s_ = seconds;
+  status.message_ += "; retry after " + std::to_string(seconds) + " s";
+  return status;
 }
 
 void check_failed(const char* file, int line, const char* expression, const std::string& detail) {

@@ -48,9 +48,14 @@ class [[nodiscard]] Status {
   std::string to_string() const;
   // The same status with `context: ` put before the message.
   Status with_context(std::string_view context) const;
+  // When trying again may help, in seconds: the Retry-After of an HTTP answer. 0: nothing is known.
+  int retry_after_s() const { return retry_after_s_; }
+  // The same status with that hint, which its message then ends with: "...; retry after 3 s". `seconds` is 1 or more.
+  Status with_retry_after(int seconds) const;
 
  private:
   Code code_ = Code::kOk;
+  int retry_after_s_ = 0;
   std::string message_;
 };
 

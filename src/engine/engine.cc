@@ -59,11 +59,11 @@ class EngineImpl final : public Engine {
     kick();
   }
 
-  Result<Grant> grant(LeaseId lease, const wire::GenerateRequest& request) override { return scheduler_.grant(lease, request); }
+  Result<Grant> grant(LeaseId lease, const wire::GenerateRequest& request) override { return scheduler_.grant(lease, request, now()); }
 
   std::unique_ptr<wire::GenerateCall> start_decode(SeqId seq, std::vector<PrefillSink::First> first,
                                                    std::shared_ptr<wire::GenerateSink> sink) override {
-    if (Status status = scheduler_.start_decode(seq, std::move(first), now()); !status.ok()) {
+    if (Status status = scheduler_.start_decode(seq, std::move(first)); !status.ok()) {
       release(seq);
       return refused(std::move(status), std::move(sink));
     }
@@ -225,6 +225,13 @@ class EngineImpl final : public Engine {
       if (find(id) == nullptr) return;
     }
     sink->on_token(std::move(event));
+  }
+
+  void handle(SeqId id, Output::Preempted& event) {
+    Client* c = find(id);
+    if (c == nullptr) return;
+    const auto sink = c->sink;
+    sink->on_preempted(event.choice);
   }
 
   void handle(SeqId id, wire::FinishEvent& event) {

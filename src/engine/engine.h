@@ -57,10 +57,10 @@ class Engine : public wire::Generator {
   // Credit for the blocks that prompt and output may need: counted, not taken. kResourceExhausted names free and wanted.
   virtual Status reserve(LeaseId lease, const wire::GenerateRequest& request) = 0;
   virtual void unreserve(LeaseId lease) = 0;  // idempotent
-  // Turns credit into blocks.
+  // Turns credit into blocks. The request's timeout counts from here, though nothing is done about it before start_decode().
   virtual Result<Grant> grant(LeaseId lease, const wire::GenerateRequest& request) = 0;
   // All of the prompt's KV is in the granted blocks and verified: publishes them to the prefix cache, forks per choice, decodes.
-  // Events (tokens after the first, finishes) go to `sink`; the handle cancels. The request's timeout counts from here.
+  // Events (tokens after the first, finishes) go to `sink`; the handle cancels.
   virtual std::unique_ptr<wire::GenerateCall> start_decode(SeqId seq, std::vector<PrefillSink::First> first,
                                                            std::shared_ptr<wire::GenerateSink> sink) = 0;
 

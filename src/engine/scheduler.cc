@@ -148,7 +148,7 @@ void Scheduler::unreserve(LeaseId lease) {
   leases_.erase(it);
 }
 
-Result<Grant> Scheduler::grant(LeaseId lease, wire::GenerateRequest request) {
+Result<Grant> Scheduler::grant(LeaseId lease, wire::GenerateRequest request, TimePoint now) {
   BATON_RETURN_IF_ERROR(validate(request, Purpose::kHandoffTarget));
   const auto it = leases_.find(lease);
   if (it == leases_.end()) return {Code::kNotFound, "there is no lease " + std::to_string(lease.value) + ", or it has ended"};
@@ -160,6 +160,7 @@ Result<Grant> Scheduler::grant(LeaseId lease, wire::GenerateRequest request) {
   leases_.erase(it);
 
   Group& group = make_group(std::move(request), Purpose::kHandoffTarget);
+  group.deadline = now + group.request.timeout;  // whoever transfers watches it until start_decode()
   Sequence& sequence = *group.sequences.front();
   sequence.state = Sequence::State::kAside;
   std::int32_t cached = 0;
@@ -174,7 +175,7 @@ Result<Grant> Scheduler::grant(LeaseId lease, wire::GenerateRequest request) {
   return Grant{.seq = group.id, .cached_tokens = cached * options_.block_tokens, .blocks = sequence.blocks};
 }
 
-Status Scheduler::start_decode(SeqId request, std::vector<FirstToken> first, TimePoint now) {
+Status Scheduler::start_decode(SeqId request, std::vector<FirstToken> first) {
   Group* group = find(request);
   if (group == nullptr || group->purpose != Purpose::kHandoffTarget || group->started) {
     return {Code::kNotFound, "sequence " + std::to_string(request.value) + " was not granted, has ended, or decodes already"};
@@ -190,7 +191,7 @@ Status Scheduler::start_decode(SeqId request, std::vector<FirstToken> first, Tim
 
   group->started = true;
   promised_slots_ -= group->request.n;
-  set_deadline(*group, now);
+  deadlines_.emplace(group->deadline, group->id);
   parent.computed = parent.length();
   publish(parent);
   parent.state = Sequence::State::kRunning;

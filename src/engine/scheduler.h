@@ -48,11 +48,14 @@ struct Output {
   struct First {  // a hand-off source's last event, unless it fails
     std::vector<FirstToken> tokens;
   };
+  struct Preempted {  // the choice waits for KV blocks again
+    int choice = 0;
+  };
   struct Done {
     Status status;
   };
   SeqId request;
-  std::variant<Started, PromptLogprobs, First, wire::TokenEvent, wire::FinishEvent, Done> event;
+  std::variant<Started, PromptLogprobs, First, wire::TokenEvent, Preempted, wire::FinishEvent, Done> event;
 };
 
 class Scheduler {
@@ -65,9 +68,10 @@ class Scheduler {
   Result<SeqId> add(wire::GenerateRequest request, Purpose purpose, TimePoint now);
   Status reserve(LeaseId lease, const wire::GenerateRequest& request);
   void unreserve(LeaseId lease);
-  Result<Grant> grant(LeaseId lease, wire::GenerateRequest request);
+  // The request's deadline counts from `now`.
+  Result<Grant> grant(LeaseId lease, wire::GenerateRequest request, TimePoint now);
   // The first tokens are not repeated as events; their finishes are.
-  Status start_decode(SeqId request, std::vector<FirstToken> first, TimePoint now);
+  Status start_decode(SeqId request, std::vector<FirstToken> first);
   // Ends one choice with FinishReason::kStop; does nothing if it has ended or was never there.
   void finish_choice(SeqId request, int choice);
   // Ends the request without an event, in any state; idempotent. Blocks of a running step go back when it has ended.

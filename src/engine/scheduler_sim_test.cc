@@ -203,12 +203,12 @@ class Sim {
         h.source.reset();
         for (const FirstToken& f : h.first) h.tracked.tokens[f.token.choice].push_back(f.token.token);
         local_[*h.target] = std::move(h.tracked);
-        const Status status = d_.scheduler.start_decode(*h.target, h.first, now_);
+        const Status status = d_.scheduler.start_decode(*h.target, h.first);
         EXPECT_TRUE(status.ok()) << status.to_string();
         ++handed_off;
         hand_offs_.erase(it);
       } else if (h.grant.blocks.empty() && rng_.below(2) == 0) {
-        Result<Grant> grant = d_.scheduler.grant(h.lease, h.tracked.request);
+        Result<Grant> grant = d_.scheduler.grant(h.lease, h.tracked.request, now_);
         EXPECT_TRUE(grant.ok()) << grant.status().to_string();
         h.grant = *grant;
         h.target = h.grant.seq;

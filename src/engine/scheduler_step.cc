@@ -160,6 +160,7 @@ void Scheduler::preempt(Sequence& s) {
   ++counters_.preemptions;
   preempted_now_ = true;
   blocks_short_ = std::max(blocks_short_, 1);
+  emit(*s.group, Output::Preempted{.choice = s.group->request.first_choice + s.choice});
 }
 
 void Scheduler::add_row(Sequence& s, std::int32_t end) {
@@ -319,6 +320,7 @@ void Scheduler::fork(Sequence& parent) {
       child->preempted = true;
       ++counters_.preemptions;
       enqueue(waiting_, *child);
+      emit(group, Output::Preempted{.choice = group.request.first_choice + choice});
     } else {
       child->state = Sequence::State::kRunning;
       child->computed = parent.computed;

@@ -202,6 +202,8 @@ TEST_F(SchedulerTest, PreemptsTheLatestAndItsTokensStayTheSame) {
   while (!step().empty()) {
   }
   EXPECT_GT(scheduler_->status().preemptions, 0u);
+  EXPECT_TRUE(events<Output::Preempted>(a).empty());
+  EXPECT_EQ(events<Output::Preempted>(b).size(), scheduler_->status().preemptions) << "whoever waits for it is told";
   EXPECT_EQ(tokens(a), reference(r1));
   EXPECT_EQ(tokens(b), reference(r2));
   // The earlier one was never disturbed: it finished first.
@@ -335,12 +337,12 @@ TEST_F(SchedulerTest, CreditIsNeverLentOut) {
   // 4 blocks are left for others: a prompt of 33 tokens waits, until credit is given back.
   const SeqId id = add(request(33, 4, 100));
   EXPECT_EQ(step(), Chunks{});
-  const Result<Grant> grant = scheduler_->grant(LeaseId(1), r);
+  const Result<Grant> grant = scheduler_->grant(LeaseId(1), r, TimePoint{});
   ASSERT_TRUE(grant.ok()) << grant.status().to_string();
   EXPECT_EQ(grant->blocks.size(), 13u);
   scheduler_->unreserve(LeaseId(2));
   EXPECT_EQ(step(), (Chunks{33}));
-  EXPECT_EQ(scheduler_->grant(LeaseId(2), r).status().code(), Code::kNotFound);
+  EXPECT_EQ(scheduler_->grant(LeaseId(2), r, TimePoint{}).status().code(), Code::kNotFound);
   scheduler_->release(grant->seq);
   scheduler_->release(id);
   EXPECT_TRUE(scheduler_->check().ok());
@@ -349,11 +351,11 @@ TEST_F(SchedulerTest, CreditIsNeverLentOut) {
 TEST_F(SchedulerTest, ATargetPublishesOnlyOnceItDecodes) {
   const auto r = request(24, 6);
   ASSERT_TRUE(scheduler_->reserve(LeaseId(1), r).ok());
-  const Result<Grant> grant = scheduler_->grant(LeaseId(1), r);
+  const Result<Grant> grant = scheduler_->grant(LeaseId(1), r, TimePoint{});
   ASSERT_TRUE(grant.ok());
   EXPECT_EQ(grant->cached_tokens, 0);
   ASSERT_TRUE(scheduler_->reserve(LeaseId(2), r).ok());
-  const Result<Grant> too_early = scheduler_->grant(LeaseId(2), r);
+  const Result<Grant> too_early = scheduler_->grant(LeaseId(2), r, TimePoint{});
   EXPECT_EQ(too_early->cached_tokens, 0);  // nothing is known to have arrived
   scheduler_->release(too_early->seq);
 
@@ -372,9 +374,9 @@ TEST_F(SchedulerTest, ATargetPublishesOnlyOnceItDecodes) {
 
   auto wrong = tokens_at_p;
   wrong[0].token.position = 23;
-  EXPECT_EQ(scheduler_->start_decode(grant->seq, wrong, TimePoint{}).code(), Code::kInvalidArgument);
-  ASSERT_TRUE(scheduler_->start_decode(grant->seq, tokens_at_p, TimePoint{}).ok());
-  EXPECT_EQ(scheduler_->start_decode(grant->seq, tokens_at_p, TimePoint{}).code(), Code::kNotFound);
+  EXPECT_EQ(scheduler_->start_decode(grant->seq, wrong).code(), Code::kInvalidArgument);
+  ASSERT_TRUE(scheduler_->start_decode(grant->seq, tokens_at_p).ok());
+  EXPECT_EQ(scheduler_->start_decode(grant->seq, tokens_at_p).code(), Code::kNotFound);
   while (!step().empty()) {
   }
   std::vector<TokenId> all = {tokens_at_p[0].token.token};
@@ -382,10 +384,26 @@ TEST_F(SchedulerTest, ATargetPublishesOnlyOnceItDecodes) {
   EXPECT_EQ(all, reference(r));
 
   ASSERT_TRUE(scheduler_->reserve(LeaseId(3), r).ok());
-  const Result<Grant> again = scheduler_->grant(LeaseId(3), r);
+  const Result<Grant> again = scheduler_->grant(LeaseId(3), r, TimePoint{});
   EXPECT_EQ(again->cached_tokens, 24);  // of a target, the whole prompt may be: its first token comes from P
   scheduler_->release(again->seq);
   EXPECT_TRUE(scheduler_->check().ok());
+}
+
+// The time that a prompt took elsewhere is part of its request's.
+TEST_F(SchedulerTest, ATargetsDeadlineCountsFromItsGrant) {
+  auto r = request(24, 100);
+  r.timeout = Duration(1000);
+  ASSERT_TRUE(scheduler_->reserve(LeaseId(1), r).ok());
+  const Result<Grant> grant = scheduler_->grant(LeaseId(1), r, TimePoint(Duration(500)));
+  ASSERT_TRUE(grant.ok());
+  EXPECT_EQ(scheduler_->next_deadline(), kNever) << "until it decodes, its lease has one";
+  FirstToken first{.token = {.choice = 0, .position = 24, .token = 7, .logprob = {}, .top = {}}, .finish = {}};
+  ASSERT_TRUE(scheduler_->start_decode(grant->seq, {first}).ok());
+  EXPECT_EQ(scheduler_->next_deadline(), TimePoint(Duration(1500)));
+  scheduler_->expire(TimePoint(Duration(1500)));
+  EXPECT_EQ(events<Output::Done>(grant->seq).front().status.code(), Code::kDeadlineExceeded);
+  EXPECT_TRUE(scheduler_->idle());
 }
 
 TEST_F(SchedulerTest, FinishChoiceEndsOneAndTheOthersGoOn) {

@@ -80,7 +80,7 @@ void Core::finish_choice(TimePoint now, RequestKey key, int choice) {
       run->deadline = kNever;
       fail_if_logprobs_lost(*request, now);
     } else if (run->state == RunState::kDecoding) {
-      actions_.push_back(FinishChoice{run->decode_worker, request->base.id, choice});
+      actions_.push_back(FinishChoice{run->decode_worker, *run->decode_leg, choice});
     }
   }
   sweep(now);
@@ -267,17 +267,30 @@ void Core::expire(Request& request, TimePoint now) {
     Run& run = request.runs[i];
     if (now < run.deadline) continue;
     run.deadline = kNever;
-    ++stats_.waits_expired;
     const bool at_prefill = run.prefill_leg && run.state == RunState::kPrefilling;
     const auto leg = at_prefill ? run.prefill_leg : run.decode_leg;
     if (!leg) continue;
     const WorkerId worker = legs_.at(*leg).worker;
+    if (only_preempted(request, run, now)) {
+      set_wait(request, run, now, options_.token_timeout, "its turn after a preemption on " + registry_.at(worker).name());
+      continue;
+    }
     const Status status(Code::kUnavailable, registry_.at(worker).name() + ": waited too long for " + run.waiting_for);
+    ++stats_.waits_expired;
     registry_.on_leg_broken(worker, status.message());
     actions_.push_back(PollNow{worker});
     actions_.push_back(CancelLeg{*leg});
     leg_failed(request, *leg, now, status, false);
   }
+}
+
+// D has put aside what is left of the run, and works on others meanwhile: silence, but nothing is lost.
+bool Core::only_preempted(Request& request, const Run& run, TimePoint now) const {
+  if (run.state != RunState::kDecoding) return false;
+  for (int choice = run.first; choice < run.first + run.n; ++choice)
+    if (!request.choice(choice)->finished() && !run.preempted.contains(choice)) return false;
+  const Worker& worker = registry_.at(run.decode_worker);
+  return worker.liveness == Liveness::kAlive && now - worker.progress_at < options_.token_timeout;
 }
 
 // --- workers

@@ -47,7 +47,7 @@ struct CancelLeg {  // close its connection; its events are ignored from now on
 };
 struct FinishChoice {  // POST /internal/finish_choice, best effort
   WorkerId worker;
-  std::string request;
+  LegId leg;  // its decode leg
   int choice = 0;
 };
 struct PollNow {
@@ -72,6 +72,7 @@ struct LegEnd {
 };
 
 struct CoreOptions {
+  Incarnation identity;  // of this gateway, drawn when it starts: with a leg's number it names the leg among those of all gateways
   Fallback fallback = Fallback::kLocal;
   std::size_t requests_max = 4096;  // in flight; beyond: kResourceExhausted
   int retries_max = 4;              // failures of a run since it last made progress
@@ -79,7 +80,7 @@ struct CoreOptions {
   Duration reserve_timeout = std::chrono::seconds(5);
   Duration prefill_slack = std::chrono::seconds(30);   // on top of four times the expected time
   Duration commit_timeout = std::chrono::seconds(10);  // from the end of P's leg to D's commit
-  Duration token_timeout = std::chrono::seconds(30);   // between tokens
+  Duration token_timeout = std::chrono::seconds(30);   // between tokens; of a preempted choice, between steps of its worker
   Duration linger = std::chrono::milliseconds(250);    // for the legs' last events once every choice has finished
   std::size_t log_records_max = 1000;
   RegistryOptions registry;
@@ -161,6 +162,7 @@ class Core {
   void settle_probe();
   void wake_at(Request& request, TimePoint at);
   void expire(Request& request, TimePoint now);
+  bool only_preempted(Request& request, const Run& run, TimePoint now) const;
   void lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> living, const std::string& why);
 
   // core_legs.cc: runs and their legs

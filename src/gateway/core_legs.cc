@@ -34,7 +34,7 @@ wire::GenerateRequest Core::request_of(const Request& request, const Run& run, T
   sent.first_choice = run.first;
   sent.n = run.n;
   if (request.deadline != kNever) sent.timeout = std::max(Duration(1), request.deadline - now);
-  if (run.n != request.base.n) sent.id += "." + std::to_string(run.first);  // several runs of one request may meet on a worker
+  if (run.n != request.base.n) sent.id += "/" + std::to_string(run.first);  // for logs; no client's id has a slash
   if (run.emitted > 0) {
     const auto& tokens = request.choices[static_cast<std::size_t>(run.first - request.base.first_choice)].tokens();
     sent.ids.insert(sent.ids.end(), tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(run.emitted));
@@ -126,6 +126,7 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   }
   run.state = RunState::kReserving;
   run.lease_failures = 0;
+  run.preempted.clear();
   if (!run.held_leg) run.emitted = run.n == 1 ? request.choice(run.first)->tokens().size() : 0;
   wire::GenerateRequest sent = request_of(request, run, now);
   const auto new_tokens = std::max<std::int64_t>(0, sent.sampling.max_tokens - static_cast<std::int64_t>(run.emitted));
@@ -174,7 +175,7 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   } else {
     set_wait(request, run, now, options_.reserve_timeout, "a reservation on " + worker.name());
   }
-  actions_.push_back(StartDecode{leg, id, {std::move(sent), run.attempt, run.local}});
+  actions_.push_back(StartDecode{leg, id, {std::move(sent), run.attempt, run.local, {options_.identity, leg.value}}});
 }
 
 // Leg 2: a prefill worker for the lease that D gave: the one that has computed the prompt already, or the one that ends first.
@@ -280,6 +281,12 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                  [&](const wire::Claimed& e) { on_claimed(request, id, now, e.found); },
                  [&](const wire::Retained& e) { on_retained(request, id, now, e); },
                  [&](wire::Tokens& e) { on_tokens(request, id, now, std::move(e.tokens)); },
+                 [&](const wire::Preempted& e) {
+                   if (leg.prefill || e.choice < run.first || e.choice >= run.first + run.n)
+                     return garbage(request, id, now, "preemption of choice " + std::to_string(e.choice));
+                   note(request, now, "preempted", worker + ", choice " + std::to_string(e.choice));
+                   run.preempted.insert(e.choice);
+                 },
                  [&](const wire::FinishEvent& e) { on_finish(request, id, now, e); },
                  [&](wire::PromptLogprobs& e) { deliver_prompt_logprobs(request, now, std::move(e)); },
                  [&](const wire::Served& e) { merge_served(request, leg, e); },
@@ -355,7 +362,7 @@ void Core::on_committed(Request& request, std::size_t run_index, TimePoint now, 
     remember_prefix(run.decode_worker, request, request_of(request, run, now).ids);
     if (run.n > 1) {
       for (int choice = run.first; choice < run.first + run.n; ++choice)  // ended while D could not know the choice yet
-        if (request.choice(choice)->finished()) actions_.push_back(FinishChoice{run.decode_worker, request.base.id, choice});
+        if (request.choice(choice)->finished()) actions_.push_back(FinishChoice{run.decode_worker, leg, choice});
     }
     set_wait(request, run, now, options_.token_timeout, "the next token from " + registry_.at(run.decode_worker).name());
   }
@@ -379,6 +386,7 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
     const int choice = token.choice;
     const std::int32_t position = token.position;
     if (choice < run.first || choice >= run.first + run.n) return nonsense("token of choice " + std::to_string(choice));
+    if (!run.preempted.empty() && !leg.prefill) run.preempted.erase(choice);
     switch (request.choice(choice)->offer(std::move(token), ready)) {
       case ChoiceStream::Verdict::kNew:
       case ChoiceStream::Verdict::kHeld:

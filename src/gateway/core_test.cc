@@ -370,7 +370,7 @@ TEST_F(CoreTest, ChoicesThatHavePartedResumeOneByOne) {
   ASSERT_EQ(decodes_.size(), 3u) << "choices 0 and 2 go on, 1 had finished";
   EXPECT_EQ(decodes_[1].body.request.first_choice, 0);
   EXPECT_EQ(decodes_[1].body.request.n, 1);
-  EXPECT_EQ(decodes_[1].body.request.id, "req-1.0");
+  EXPECT_EQ(decodes_[1].body.request.id, "req-1/0");
   EXPECT_THAT(decodes_[1].body.request.ids, ElementsAre(1, 2, 10, 11));
   EXPECT_EQ(decodes_[2].body.request.first_choice, 2);
   EXPECT_THAT(decodes_[2].body.request.ids, ElementsAre(1, 2, 30));
@@ -560,6 +560,43 @@ TEST_F(CoreTest, SilenceAmidAStreamMovesIt) {
   EXPECT_EQ(core_->registry().at(decodes_[0].worker).liveness, Liveness::kSuspect);
 }
 
+// D that has no room for a sequence puts it aside. That it says nothing of it then is no sign of its death, as long as it works.
+TEST_F(CoreTest, APreemptedSequenceIsNotLostWhileItsWorkerMakesSteps) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  auto r = request_of({1, 2, 3});
+  r.timeout = std::chrono::seconds(600);
+  submit(std::move(r));
+  up_to_commit(3, 50);
+  const WorkerId d = decodes_[0].worker;
+  const Duration half = CoreOptions{}.token_timeout / 2;
+  event(decode(), wire::Preempted{0});
+  wire::WorkerStatus s = healthy(worker(d), Role::kDecode);
+  s.running = 4, s.waiting = 1;
+  for (int i = 0; i < 10; ++i) {
+    ++s.steps;
+    core_->on_status(now_, d, s);
+    advance(half);
+  }
+  EXPECT_EQ(decodes_.size(), 1u) << "it waits for its turn";
+  EXPECT_EQ(core_->stats().waits_expired, 0u);
+  event(decode(), wire::Tokens{{token(4, 51)}});
+  for (int i = 0; i < 2; ++i) {
+    ++s.steps;
+    core_->on_status(now_, d, s);
+    advance(half);
+  }
+  EXPECT_EQ(decodes_.size(), 2u) << "it had its turn: silence is silence again";
+}
+
+TEST_F(CoreTest, APreemptedSequenceIsLostWithAWorkerThatStandsStill) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  up_to_commit(3, 50);
+  event(decode(), wire::Preempted{0});
+  advance(CoreOptions{}.token_timeout);
+  EXPECT_EQ(decodes_.size(), 2u);
+}
+
 TEST_F(CoreTest, CancelClosesBothLegsInEveryState) {
   start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
   for (int state = 0; state < 5; ++state) {
@@ -593,6 +630,7 @@ TEST_F(CoreTest, AChoiceEndedByTheClientEndsOnTheWorkerToo) {
   event(decode(), wire::Committed{Attempt(1), {token(2, 10, 0), token(2, 20, 1)}});
   ASSERT_EQ(finish_choices_.size(), 1u);
   EXPECT_EQ(finish_choices_[0].choice, 0);
+  EXPECT_EQ(finish_choices_[0].leg.value, decodes_[0].body.name.leg) << "as D knows the leg";
   event(decode(), wire::Tokens{{token(3, 11, 0), token(3, 21, 1)}});
   EXPECT_THAT(tokens_[0], ElementsAre(10)) << "what comes late is dropped";
   EXPECT_THAT(tokens_[1], ElementsAre(20, 21));

@@ -1,6 +1,7 @@
 #include "gateway/gateway.h"
 
 #include <algorithm>
+#include <charconv>
 #include <map>
 #include <type_traits>
 
@@ -19,29 +20,18 @@ constexpr Duration kPostTimeout = std::chrono::seconds(2);
 
 // The status of an answer other than 200. A worker sends a Failed event; what is between may send anything.
 Status refusal(int http_status, const std::string& body, const std::string& retry_after) {
-  const std::string hint = retry_after.empty() ? "" : "; retry after " + retry_after + " s";
+  int seconds = 0;
+  std::from_chars(retry_after.data(), retry_after.data() + retry_after.size(), seconds);
+  const auto with_hint = [&](Status status) { return seconds > 0 ? status.with_retry_after(std::min(seconds, 60)) : status; };
   if (const auto event = wire::leg_event_from_json(body); event.ok()) {
-    if (const auto* failed = std::get_if<wire::Failed>(&*event)) return Status(failed->status.code(), failed->status.message() + hint);
+    if (const auto* failed = std::get_if<wire::Failed>(&*event)) return with_hint(failed->status);
   }
   const Code code = http_status == 429                         ? Code::kResourceExhausted
                     : http_status == 503                       ? Code::kUnavailable
                     : http_status == 400 || http_status == 422 ? Code::kInvalidArgument
                     : http_status == 413                       ? Code::kPayloadTooLarge
                                                                : Code::kInternal;
-  return Status(code, "answered " + std::to_string(http_status) + ": " + body.substr(0, 200) + hint);
-}
-
-std::string percent_encoded(std::string_view text) {
-  static constexpr char kHex[] = "0123456789ABCDEF";
-  std::string out;
-  for (const unsigned char c : text) {
-    if ((c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' || c == '_' || c == '.') {
-      out += static_cast<char>(c);
-    } else {
-      out += {'%', kHex[c >> 4], kHex[c & 15]};
-    }
-  }
-  return out;
+  return with_hint(Status(code, "answered " + std::to_string(http_status) + ": " + body.substr(0, 200)));
 }
 
 }  // namespace
@@ -160,7 +150,8 @@ class Gateway::Impl : public std::enable_shared_from_this<Gateway::Impl> {
   void execute(FinishChoice& a) {
     if (posts_.size() >= kPostsMax) return;  // the choice then runs to its own end, unheard
     net::HttpClientRequest request =
-        request_to(a.worker, "/internal/finish_choice?request=" + percent_encoded(a.request) + "&choice=" + std::to_string(a.choice));
+        request_to(a.worker, "/internal/finish_choice?gateway=" + std::to_string(options_.core.identity.value) +
+                                 "&leg=" + std::to_string(a.leg.value) + "&choice=" + std::to_string(a.choice));
     request.idle_timeout = kPostTimeout;
     const std::uint64_t id = ++last_post_;
     posts_[id] =

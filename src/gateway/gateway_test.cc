@@ -431,7 +431,7 @@ TEST_F(GatewayTest, AChoiceIsEndedOnItsWorker) {
   loop_.run([&] { calls_[0]->finish_choice(1); });
   ASSERT_TRUE(eventually([&] { return w.finish_choices.size() == 1; }));
   loop_.run([&] {
-    EXPECT_EQ(w.finish_choices[0], "request=req-1&choice=1");
+    EXPECT_EQ(w.finish_choices[0], "gateway=0&leg=" + std::to_string(w.legs[0]->decode.name.leg) + "&choice=1");
     EXPECT_EQ(client->finishes, 1);
     w.legs[0]->say(wire::FinishEvent{0, wire::FinishReason::kStop, {}});
     w.legs[0]->say(wire::Done{});

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,7 @@ struct Core::Run {
   int lease_failures = 0;  // prefills that failed under this lease
   TimePoint deadline = kNever;
   std::string waiting_for{};
+  std::set<int> preempted{};        // choices that D said to have put aside, until their next token
   Tried tried{};                    // since the last progress
   std::optional<Status> refusal{};  // what the last worker that refused said, or the one that has no room
   std::string numerics{};           // of the worker whose first tokens were emitted for this run's request

@@ -45,6 +45,7 @@ struct GenerateRequest {
   Duration timeout = std::chrono::hours(1);  // what is left of the request's deadline when it is sent
   std::string cache_salt;                    // separates prefix caches of tenants
   int priority = 0;                          // lower first
+  std::int32_t tenant = 0;                   // whose request it is, for fairness in the gateway; not told to workers
 };
 
 struct TokenLogprob {
@@ -86,6 +87,8 @@ class GenerateSink {
   // One entry a prompt token; the first has no log-probability.
   virtual void on_prompt_logprobs(std::vector<std::optional<TokenEvent>> entries) = 0;
   virtual void on_token(TokenEvent event) = 0;
+  // The choice had to give its KV back and waits to go on: its next token may take long, though nothing is lost.
+  virtual void on_preempted(int choice) { (void)choice; }
   virtual void on_finish(FinishEvent event) = 0;  // one per choice
   virtual void on_done(Status status) = 0;        // ok: every choice has finished
 };

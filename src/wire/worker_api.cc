@@ -56,11 +56,18 @@ void fields(V& v, T& r) {
   v("priority", r.priority);
 }
 
+template <class V, Is<LegName> T>
+void fields(V& v, T& name) {
+  v("gateway", name.gateway);
+  v("leg", name.leg);
+}
+
 template <class V, Is<DecodeLeg> T>
 void fields(V& v, T& leg) {
   v("request", leg.request);
   v("attempt", leg.attempt, kFromOne);
   v("local_prefill", leg.local_prefill);
+  v("name", leg.name);
 }
 
 template <class V, Is<PrefillLeg> T>
@@ -117,6 +124,10 @@ void fields(V& v, T& e) {
 template <class V, Is<Tokens> T>
 void fields(V& v, T& e) {
   v("tokens", e.tokens);
+}
+template <class V, Is<Preempted> T>
+void fields(V& v, T& e) {
+  v("choice", e.choice, kFromZero);
 }
 template <class V, Is<FinishEvent> T>
 void fields(V& v, T& e) {
@@ -206,7 +217,8 @@ using json::Writer;
 
 // In the order of LegEvent's alternatives.
 constexpr std::array<std::string_view, std::variant_size_v<LegEvent>> kEventNames = {
-    "reserved", "started", "committed", "nacked", "claimed", "retained", "tokens", "finish", "prompt_logprobs", "served", "done", "failed"};
+    "reserved",  "started", "committed",       "nacked", "claimed", "retained", "tokens",
+    "preempted", "finish",  "prompt_logprobs", "served", "done",    "failed"};
 
 template <std::size_t I = 0>
 Result<LegEvent> read_event(std::size_t index, const Reader::Json& json) {

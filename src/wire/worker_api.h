@@ -4,7 +4,7 @@
 //   POST /internal/decode    DecodeLeg   -> 200 and a stream of LegEvents, or 429/503 with Retry-After
 //   POST /internal/prefill   PrefillLeg  -> the same
 //   GET  /internal/status                -> WorkerStatus
-//   POST /internal/finish_choice?request=ID&choice=N -> 204: ends one choice of a running decode leg
+//   POST /internal/finish_choice?gateway=G&leg=L&choice=N -> 204: ends one choice of a running decode leg
 //
 // The body of an answer that is not 200 is a Failed event, whose status says why.
 // Closing a leg's connection cancels it, in every state.
@@ -24,10 +24,18 @@ namespace baton::wire {
 
 inline constexpr int kProtocolVersion = 2;
 
+// What finish_choice names. Request ids are the clients' and may be anybody's; this is the gateway's own.
+struct LegName {
+  Incarnation gateway;    // drawn when the gateway started
+  std::uint64_t leg = 0;  // counted by it
+  bool operator==(const LegName&) const = default;
+};
+
 struct DecodeLeg {
   GenerateRequest request;
   Attempt attempt{1};
   bool local_prefill = false;  // aggregated: compute the prompt here, no lease
+  LegName name{};
 };
 
 // Two orders. With a lease the KV goes to D as it is computed. Without one (zero) P computes, retains and waits to be claimed. A claim
@@ -69,6 +77,10 @@ struct Retained {
 struct Tokens {
   std::vector<TokenEvent> tokens;  // of one step
 };
+// Of a decode leg: the choice gave its KV back and waits to go on. Its next token may take long; nothing is lost while D makes steps.
+struct Preempted {
+  int choice = 0;
+};
 struct PromptLogprobs {
   std::vector<std::optional<TokenEvent>> entries;
 };
@@ -76,8 +88,8 @@ struct Done {};
 struct Failed {
   Status status;
 };
-using LegEvent =
-    std::variant<Reserved, Started, Committed, Nacked, Claimed, Retained, Tokens, FinishEvent, PromptLogprobs, Served, Done, Failed>;
+using LegEvent = std::variant<Reserved, Started, Committed, Nacked, Claimed, Retained, Tokens, Preempted, FinishEvent, PromptLogprobs,
+                              Served, Done, Failed>;
 
 // Two KV pools pair only if these are equal.
 struct KvSchema {

@@ -76,7 +76,7 @@ class Maker {
     return s;
   }
   LegEvent event() {
-    switch (rng_.below(12)) {
+    switch (rng_.below(13)) {
       case 0:
         return Reserved{LeaseId(u64())};
       case 1:
@@ -102,6 +102,8 @@ class Maker {
         return Claimed{coin()};
       case 10:
         return Retained{HoldId(u64()), coin() ? std::optional(failure()) : std::nullopt};
+      case 11:
+        return Preempted{natural()};
       default:
         return Failed{failure()};
     }
@@ -177,10 +179,11 @@ TEST(Codecs, RequestArrivesAsItWasSent) {
     EXPECT_EQ(s.min_tokens, t.min_tokens);
     EXPECT_EQ(s.logprobs, t.logprobs);
     EXPECT_EQ(s.prompt_logprobs, t.prompt_logprobs);
-    const auto decode = decode_leg_from_json(to_json(DecodeLeg{leg.request, Attempt(2), true}));
+    const auto decode = decode_leg_from_json(to_json(DecodeLeg{leg.request, Attempt(2), true, {Incarnation(make.u64()), 9}}));
     ASSERT_TRUE(decode.ok());
     EXPECT_EQ(decode->attempt, Attempt(2));
     EXPECT_TRUE(decode->local_prefill);
+    EXPECT_EQ(decode->name.leg, 9u);
     EXPECT_EQ(decode->request.ids, leg.request.ids);
   }
 }

@@ -43,7 +43,7 @@ Result<LeaseId> HandoffTarget::reserve(const wire::GenerateRequest& request, std
     engine_.unreserve(id);
     return s;
   }
-  leases_[id] = Lease{request, std::move(sink), std::nullopt, nullptr, nullptr, {}};
+  leases_[id] = Lease{request, now() + request.timeout, std::move(sink), std::nullopt, nullptr, nullptr, {}};
   act();
   return id;
 }
@@ -153,6 +153,7 @@ void HandoffTarget::act(Receiver::OpenPeer& a) {
 
 void HandoffTarget::act(Receiver::TakeBlocks& a) {
   Lease& lease = leases_.at(a.lease);
+  lease.request.timeout = std::max(Duration(1), lease.deadline - now());  // waiting for the prompt has used some of it
   auto grant = engine_.grant(a.lease, lease.request);
   if (!grant.ok()) return receiver_.granted(now(), a.lease, grant.status());
   lease.grant = std::move(grant).value();

@@ -57,6 +57,7 @@ class HandoffTarget {
   };
   struct Lease {
     wire::GenerateRequest request;
+    TimePoint deadline;
     std::shared_ptr<LeaseSink> sink;  // null once closed
     std::optional<engine::Grant> grant;
     std::shared_ptr<Peer> peer;

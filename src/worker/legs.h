@@ -24,6 +24,7 @@ class DecodeLegSink final : public LeaseSink {
     stream_->send(wire::PromptLogprobs{std::move(entries)});
   }
   void on_token(wire::TokenEvent event) override { stream_->token(std::move(event)); }
+  void on_preempted(int choice) override { stream_->send(wire::Preempted{choice}); }
   void on_finish(wire::FinishEvent event) override { stream_->send(event); }
   void on_done(Status status) override;
 

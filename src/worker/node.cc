@@ -27,26 +27,19 @@ transfer::RetentionOptions retention(transfer::RetentionOptions options, const t
   return options;
 }
 
-// The raw value of a query parameter, percent-decoded.
-std::optional<std::string> parameter(std::string_view query, std::string_view name) {
+// A query parameter that is a number; nothing if it is missing or anything else.
+template <class Number>
+std::optional<Number> parameter(std::string_view query, std::string_view name) {
   while (!query.empty()) {
     const auto end = std::min(query.find('&'), query.size());
     const std::string_view pair = query.substr(0, end);
     query.remove_prefix(std::min(end + 1, query.size()));
     const auto eq = pair.find('=');
     if (eq == std::string_view::npos || pair.substr(0, eq) != name) continue;
-    std::string out;
-    for (std::size_t i = eq + 1; i < pair.size(); ++i) {
-      unsigned byte = 0;
-      if (pair[i] == '%' && i + 2 < pair.size() &&
-          std::from_chars(pair.data() + i + 1, pair.data() + i + 3, byte, 16).ptr == pair.data() + i + 3) {
-        out.push_back(static_cast<char>(byte));
-        i += 2;
-      } else {
-        out.push_back(pair[i]);
-      }
-    }
-    return out;
+    Number value{};
+    const char *from = pair.data() + eq + 1, *to = pair.data() + pair.size();
+    const auto [parsed, error] = std::from_chars(from, to, value);
+    return error == std::errc() && parsed == to ? std::optional(value) : std::nullopt;
   }
   return std::nullopt;
 }
@@ -141,7 +134,7 @@ void Node::decode_leg(wire::DecodeLeg body, std::shared_ptr<net::HttpResponder> 
   if (!s.ok()) return refuse(*responder, s, retry_after_s());
   const LegNo no = next_leg_++;
   Leg leg;
-  leg.request = body.request.id;
+  leg.name = body.name;
   leg.stream = LegStream::create(loop_, responder);
   auto sink = std::make_shared<DecodeLegSink>(leg.stream, options_.name, body.local_prefill, closer(no));
   if (body.local_prefill) {
@@ -164,7 +157,6 @@ void Node::prefill_leg(wire::PrefillLeg body, std::shared_ptr<net::HttpResponder
   if (!s.ok()) return refuse(*responder, s, retry_after_s());
   const LegNo no = next_leg_++;
   Leg leg;
-  leg.request = body.request.id;
   leg.stream = LegStream::create(loop_, responder);
   wire::Served served;
   served.prefill_worker = options_.name;
@@ -180,19 +172,14 @@ void Node::prefill_leg(wire::PrefillLeg body, std::shared_ptr<net::HttpResponder
 }
 
 Status Node::finish_choice(const std::string& query) {
-  const auto request = parameter(query, "request"), choice = parameter(query, "choice");
-  int number = -1;
-  if (!request || !choice || std::from_chars(choice->data(), choice->data() + choice->size(), number).ec != std::errc() || number < 0) {
-    return {Code::kInvalidArgument, "finish_choice needs request and choice"};
-  }
-  bool found = false;
-  for (auto& [no, leg] : legs_) {
-    if (leg.request != *request || leg.handoff) continue;
-    found = true;
-    if (leg.lease) target_.finish_choice(*leg.lease, number);
-    if (leg.call) leg.call->finish_choice(number);
-  }
-  if (!found) return {Code::kNotFound, "no decode leg of request " + *request};
+  const auto gateway = parameter<std::uint64_t>(query, "gateway"), number = parameter<std::uint64_t>(query, "leg");
+  const auto choice = parameter<int>(query, "choice");
+  if (!gateway || !number || !choice || *choice < 0) return {Code::kInvalidArgument, "finish_choice needs gateway, leg and choice"};
+  const auto found = std::ranges::find(legs_, wire::LegName{Incarnation(*gateway), *number}, [](const auto& l) { return l.second.name; });
+  if (found == legs_.end()) return {Code::kNotFound, "no decode leg " + std::to_string(*number) + " of that gateway"};
+  Leg& leg = found->second;
+  if (leg.lease) target_.finish_choice(*leg.lease, *choice);
+  if (leg.call) leg.call->finish_choice(*choice);
   return {};
 }
 

@@ -44,7 +44,7 @@ class Node {
 
  private:
   struct Leg {
-    std::string request;
+    std::optional<wire::LegName> name;         // decode leg
     std::optional<LeaseId> lease;              // decode leg
     std::unique_ptr<wire::GenerateCall> call;  // decode leg with local prefill
     std::optional<HandoffSource::Id> handoff;  // prefill leg

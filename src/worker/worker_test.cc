@@ -203,7 +203,7 @@ class WorkerTest : public ::testing::Test {
     return r;
   }
   std::shared_ptr<LegCall> decode(const TestWorker& d, const wire::GenerateRequest& r, bool local = false) {
-    return call(d, "POST", "/internal/decode", wire::to_json(wire::DecodeLeg{r, Attempt(1), local}));
+    return call(d, "POST", "/internal/decode", wire::to_json(wire::DecodeLeg{r, Attempt(1), local, {Incarnation(5), ++decode_legs_}}));
   }
   std::shared_ptr<LegCall> prefill(const TestWorker& p, const TestWorker& d, const wire::GenerateRequest& r, LeaseId lease, int attempt = 1,
                                    int port = 0, HoldId claim = {}) {
@@ -235,6 +235,7 @@ class WorkerTest : public ::testing::Test {
   std::function<void()> poll_;
   std::vector<std::shared_ptr<LegCall>> legs_;
   int requests_ = 0;
+  std::uint64_t decode_legs_ = 0;
 };
 
 TEST_F(WorkerTest, HandedOverTokensAreThoseOfTheReference) {
@@ -474,8 +475,9 @@ TEST_F(WorkerTest, BadInputTouchesNothing) {
   expect("POST", "/internal/decode", "{", 400);
   expect("POST", "/internal/prefill", "[]", 400);
   expect("GET", "/nothing", "", 404);
-  expect("POST", "/internal/finish_choice?request=nobody&choice=0", "", 404);
-  expect("POST", "/internal/finish_choice?choice=x", "", 400);
+  expect("POST", "/internal/finish_choice?gateway=1&leg=1&choice=0", "", 404);
+  for (const std::string query : {"", "?choice=0", "?gateway=1&leg=1&choice=x", "?gateway=1&leg=1&choice=-1", "?gateway=1&leg=1x&choice=0"})
+    expect("POST", "/internal/finish_choice" + query, "", 400);
   expect("GET", "/health", "", 200);
   expect("GET", "/internal/status", "", 200);
   auto bad = request(10, 5);
@@ -505,7 +507,7 @@ TEST_F(WorkerTest, AChoiceCanEndEarly) {
   auto dl = decode(d, r);
   auto pl = prefill(p, d, r, lease_of(*dl));
   ASSERT_TRUE(until([&] { return d.executor->stalled(); }));
-  auto end = call(d, "POST", "/internal/finish_choice?request=" + r.id + "&choice=1");
+  auto end = call(d, "POST", "/internal/finish_choice?gateway=5&leg=1&choice=1");
   ASSERT_TRUE(until([&] { return end->done.has_value(); }));
   EXPECT_EQ(end->status, 204);
   d.executor->run_on();
@@ -706,6 +708,25 @@ TEST_F(WorkerTest, APeerOfAnotherVersionIsToldWhy) {
   const auto message = reader.next();
   ASSERT_TRUE(message.ok() && message->has_value());
   EXPECT_THAT(std::get<transfer::Reject>(**message).status.message(), HasSubstr("link protocol 9, this worker speaks 1"));
+}
+
+// Request ids are chosen by clients: several gateways, or one client with bad luck, may use the same.
+TEST_F(WorkerTest, EndingAChoiceTouchesNoOtherLegOfTheSameRequestId) {
+  TestWorker w(loop_, "w", 8, 160);
+  auto one = request(10, 40), other = request(10, 40);
+  other.id = one.id;
+  w.executor->set_budget(3);
+  auto a = decode(w, one, true), b = decode(w, other, true);
+  ASSERT_TRUE(until([&] { return w.executor->stalled(); }));
+  auto end = call(w, "POST", "/internal/finish_choice?gateway=5&leg=2&choice=0");
+  auto stranger = call(w, "POST", "/internal/finish_choice?gateway=6&leg=1&choice=0");
+  ASSERT_TRUE(until([&] { return end->done.has_value() && stranger->done.has_value(); }));
+  EXPECT_EQ(end->status, 204);
+  EXPECT_EQ(stranger->status, 404) << "a leg of that number, but of another gateway";
+  w.executor->run_on();
+  ASSERT_TRUE(until([&] { return a->done && b->done; }));
+  expect_reference(*a, one, 40);
+  EXPECT_LT(b->tokens().size(), 40u);
 }
 
 }  // namespace
