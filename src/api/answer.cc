@@ -96,6 +96,8 @@ void Answer::run() {
   for (std::size_t p = 0; p < prompts_.size(); ++p) {
     wire::GenerateRequest request = request_.prompts[p];
     request.id = prompts_.size() == 1 ? id_ : id_ + "/" + std::to_string(p);  // a slash: no client can have given that id to another
+    // Ids are unique among those that run, and so are the spans made of them: a client may start many requests in one span of its own.
+    if (request_.trace) request.traceparent = to_traceparent(next_hop(*request_.trace, std::hash<std::string>()(request.id)));
     context_.metrics.request_started(request);
     prompts_[p]->call = context_.generator.generate(std::move(request), std::make_shared<PromptSink>(self, *prompts_[p]));
   }

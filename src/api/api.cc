@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 
 #include "api/errors.h"
 #include "api/json_text.h"
@@ -52,6 +53,18 @@ std::optional<ApiError> parse_body(const std::string& text, Json& out) {
   }
   if (!out.is_object()) return bad_request("the body must be a JSON object");
   return std::nullopt;
+}
+
+// The client's W3C trace context. One that is not valid, or sent twice, is ignored, as the standard wants.
+std::optional<wire::TraceContext> trace_of(const net::Headers& headers) {
+  std::optional<wire::TraceContext> found;
+  int seen = 0;
+  for (const auto& [name, value] : headers.fields()) {
+    if (!std::ranges::equal(name, std::string_view("traceparent"), {}, [](unsigned char c) { return std::tolower(c); })) continue;
+    found = wire::parse_traceparent(value);
+    ++seen;
+  }
+  return seen == 1 ? found : std::nullopt;
 }
 
 bool equal_secret(std::string_view a, std::string_view b) {
@@ -166,6 +179,7 @@ void Api::generate(Endpoint endpoint, const net::HttpRequest& http, const Respon
   if (const auto error = check_model(body)) return respond_error(*responder, *error);
   ParsedRequest parsed;
   if (const auto error = parse_request(options_.front, endpoint, body, parsed)) return respond_error(*responder, *error);
+  parsed.trace = trace_of(http.headers);
   std::string id = request_id(http);
   in_flight_.insert(id);
   Answer::start(context_, std::move(parsed), responder, id, [this, id] { in_flight_.erase(id); });

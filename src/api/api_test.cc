@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <deque>
+#include <set>
 
 #include "text/test_vocab.h"
 
@@ -114,12 +115,14 @@ class ApiTest : public testing::Test {
     }
   }
 
-  std::shared_ptr<FakeResponder> send(const std::string& path, const std::string& body, const std::string& method = "POST") {
+  std::shared_ptr<FakeResponder> send(const std::string& path, const std::string& body, const std::string& method = "POST",
+                                      net::Headers headers = {}) {
     auto responder = std::make_shared<FakeResponder>();
     net::HttpRequest request;
     request.method = method;
     request.path = path;
     request.body = body;
+    request.headers = std::move(headers);
     api_->handle(std::move(request), responder);
     loop_.drain();
     return responder;
@@ -306,6 +309,34 @@ TEST_F(ApiTest, AClientThatGoesAwayCancels) {
   loop_.drain();
   EXPECT_TRUE(generator_.started[0]->cancelled);
   EXPECT_EQ(api_->active(), 0u);
+}
+
+TEST_F(ApiTest, AClientsTraceGoesOnUnderASpanOfOurOwnForEachRequest) {
+  const std::string client = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+  net::Headers traced;
+  traced.add("TraceParent", client);
+  for (int i = 0; i < 2; ++i) send("/v1/completions", R"({"prompt":["a","b"]})", "POST", traced);
+  ASSERT_EQ(generator_.started.size(), 4u);
+  std::set<std::uint64_t> spans;
+  for (const auto& started : generator_.started) {
+    const auto context = wire::parse_traceparent(started->request.traceparent);
+    ASSERT_TRUE(context) << started->request.traceparent;
+    EXPECT_EQ(context->trace_id, "4bf92f3577b34da6a3ce929d0e0e4736");
+    EXPECT_TRUE(context->sampled);
+    EXPECT_NE(context->parent, 0x00f067aa0ba902b7u) << "the client's own span is not ours";
+    EXPECT_TRUE(spans.insert(context->parent).second) << "each prompt of each request has its own";
+  }
+}
+
+TEST_F(ApiTest, ATraceContextThatIsInvalidOrThereTwiceIsIgnored) {
+  const std::string good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+  net::Headers invalid, twice;
+  invalid.add("traceparent", good + "-");
+  twice.add("traceparent", good), twice.add("traceparent", good);
+  for (const net::Headers& headers : {net::Headers(), invalid, twice}) {
+    send("/v1/completions", R"({"prompt":"a"})", "POST", headers);
+    EXPECT_EQ(generator_.started.back()->request.traceparent, "");
+  }
 }
 
 TEST_F(ApiTest, LogprobsInBothShapes) {

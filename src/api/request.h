@@ -12,6 +12,7 @@
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 #include "wire/generate.h"
+#include "wire/trace_context.h"
 
 namespace baton::api {
 
@@ -54,6 +55,7 @@ struct ParsedRequest {
   std::vector<std::string> stops;
   std::vector<wire::GenerateRequest> prompts;  // one per prompt, ids and seeds not yet numbered
   std::vector<std::string> prompt_texts;       // for echo
+  std::optional<wire::TraceContext> trace;     // the client's, from its headers
 };
 
 // `body` is the parsed JSON of the request. Seeds that the client did not give are drawn here.

@@ -28,7 +28,8 @@ namespace {
 
 struct GatewayFlags {
   FrontFlags front;
-  std::string model, max_model_len, log_level = "info";
+  LogFlags log;
+  std::string model, max_model_len;
   std::vector<std::string> workers;
   int listen_fd = -1, lifetime_fd = -1;
 };
@@ -267,19 +268,17 @@ int run_gateway(Args args) {
   app.add_option("model,--model", flags.model, "the model, for its tokenizer and chat template")->required();
   app.add_option("--worker", flags.workers, "NAME=ROLE@HOST:PORT; once for each worker")->required()->expected(1)->take_all();
   app.add_option("--max-model-len", flags.max_model_len, "longest prompt + output (default: the model's)");
-  app.add_option("--log-level", flags.log_level, "debug, info, warn, error")
-      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
-      ->capture_default_str();
+  flags.log.add_to(app);
   app.add_option("--listen-fd", flags.listen_fd, "an inherited listening socket, from the supervisor")->group("");
   app.add_option("--lifetime-fd", flags.lifetime_fd, "a pipe whose end means: exit")->group("");
   std::string config;
   app.add_option("--config", config, "YAML file of flags; the command line wins");
   flags.front.add_to(app);
   if (const auto code = parse_args(app, std::move(args))) return *code;
-  log::init({flags.log_level, "gateway"});
+  const LogFlags log = flags.log;
+  log.init("gateway");
   if (flags.lifetime_fd >= 0) signal(SIGINT, SIG_IGN);  // the supervisor decides
-  const Status status = GatewayProcess(std::move(flags)).run();
-  return status.ok() ? 0 : fail(status);
+  return log.end(GatewayProcess(std::move(flags)).run());
 }
 
 }  // namespace baton::app

@@ -3,8 +3,31 @@
 #include <spdlog/fmt/fmt.h>
 
 #include "app/args.h"
+#include "base/log.h"
 
 namespace baton::app {
+
+void LogFlags::add_to(CLI::App& app) {
+  app.add_option("--log-level", level, "debug (with every event of every request), info, warn, error")
+      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
+      ->capture_default_str();
+  app.add_option("--log-format", format, "text, or json: one object a line, with request_id and trace_id where it is about a request")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->capture_default_str();
+}
+
+std::vector<std::string> LogFlags::args() const { return {"--log-level", level, "--log-format", format}; }
+
+void LogFlags::init(const std::string& process) const {
+  log::init({level, process, format == "json" ? log::Format::kJson : log::Format::kText});
+}
+
+int LogFlags::end(const Status& status) const {
+  if (status.ok()) return 0;
+  if (format != "json") return fail(status);
+  log::error("{}", status.message());
+  return kExitFailed;
+}
 
 void EngineFlags::add_to(CLI::App& app) {
   const char* group = "Engine";
@@ -37,9 +60,7 @@ void EngineFlags::add_to(CLI::App& app) {
       ->capture_default_str()
       ->group(group);
   app.add_flag("--no-enable-prefix-caching", no_prefix_caching, "do not keep the KV of finished prompts for reuse")->group(group);
-  app.add_option("--log-level", log_level, "debug, info, warn, error")
-      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
-      ->capture_default_str();
+  log.add_to(app);
 }
 
 std::vector<std::string> EngineFlags::args() const {
@@ -56,9 +77,9 @@ std::vector<std::string> EngineFlags::args() const {
                                   "--threads",
                                   std::to_string(threads),
                                   "--max-step-ms",
-                                  std::to_string(max_step_ms),
-                                  "--log-level",
-                                  log_level};
+                                  std::to_string(max_step_ms)};
+  const auto logs = log.args();
+  out.insert(out.end(), logs.begin(), logs.end());
   const auto add = [&](const char* flag, const std::string& value) {
     if (!value.empty()) out.insert(out.end(), {flag, value});
   };

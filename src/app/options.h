@@ -11,6 +11,17 @@
 
 namespace baton::app {
 
+// What is logged, and how; of a server and all its children.
+struct LogFlags {
+  std::string level = "info", format = "text";
+
+  void add_to(CLI::App& app);
+  std::vector<std::string> args() const;
+  void init(const std::string& process) const;  // before any line
+  // The exit code of a process that ends so; its error is a line of the log where a machine reads it.
+  int end(const Status& status) const;
+};
+
 // What a worker computes with.
 struct EngineFlags {
   std::string model;
@@ -26,7 +37,7 @@ struct EngineFlags {
   std::string isa;
   int max_step_ms = 100;
   bool no_prefix_caching = false;
-  std::string log_level = "info";
+  LogFlags log;
 
   void add_to(CLI::App& app);
   std::vector<std::string> args() const;

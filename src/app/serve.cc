@@ -259,7 +259,7 @@ int run_detached(ServeFlags flags) {
     dup2(null_fd, 0);
     dup2(log_fd, 1);
     dup2(log_fd, 2);
-    log::init({flags.engine.log_level, "serve"});
+    flags.engine.log.init("serve");
     const int code = Serve(flags, fdopen(pipe_fds[1], "w"), true, *listen_fd).run();
     std::fflush(nullptr);
     _exit(code);
@@ -316,7 +316,7 @@ int run_serve(Args args) {
   flags.front.add_to(app);
   if (const auto code = parse_args(app, std::move(args))) return *code;
   if (flags.detach) return run_detached(std::move(flags));
-  log::init({flags.engine.log_level, "serve"});
+  flags.engine.log.init("serve");
   return Serve(std::move(flags), stdout, false).run();
 }
 

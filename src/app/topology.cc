@@ -46,7 +46,9 @@ ChildSpec gateway_spec(const std::string& model_path, const EngineFlags& engine,
                        const std::vector<WorkerPlan>& workers, int listen_fd) {
   ChildSpec spec;
   spec.name = "gateway";
-  spec.args = {"gateway", model_path, "--listen-fd", std::to_string(listen_fd), "--log-level", engine.log_level};
+  spec.args = {"gateway", model_path, "--listen-fd", std::to_string(listen_fd)};
+  const auto logs = engine.log.args();
+  spec.args.insert(spec.args.end(), logs.begin(), logs.end());
   if (!engine.max_model_len.empty()) spec.args.insert(spec.args.end(), {"--max-model-len", engine.max_model_len});
   for (const WorkerPlan& worker : workers)
     spec.args.insert(spec.args.end(), {"--worker", fmt::format("{}={}@127.0.0.1:{}", worker.name, worker.role,

@@ -86,10 +86,9 @@ int run_worker(Args args) {
   app.add_option("--config", config, "YAML file of flags; the command line wins");
   flags.engine.add_to(app);
   if (const auto code = parse_args(app, std::move(args))) return *code;
-  log::init({flags.engine.log_level, flags.name});
+  flags.engine.log.init(flags.name);
   if (flags.lifetime_fd >= 0) signal(SIGINT, SIG_IGN);  // the supervisor decides
-  const Status status = run(flags);
-  return status.ok() ? 0 : fail(status);
+  return flags.engine.log.end(run(flags));
 }
 
 }  // namespace baton::app

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "gateway/request.h"
+#include "wire/trace_context.h"
 
 namespace baton::gateway {
 
@@ -41,6 +42,8 @@ RequestKey Core::submit(TimePoint now, wire::GenerateRequest base) {
   request.deadline = base.timeout < kNever - now ? now + base.timeout : kNever;
   request.choices.assign(static_cast<std::size_t>(base.n), ChoiceStream(static_cast<std::int32_t>(base.ids.size())));
   request.record.id = base.id;
+  request.record.trace_id = wire::trace_id_of(base.traceparent);
+  request.record.traceparent = base.traceparent;
   request.record.served.attempts = 0;
   request.record.served.prompt_tokens = base.n_prompt;
   request.runs.push_back(Run{.first = base.first_choice, .n = base.n});
@@ -113,7 +116,8 @@ void Core::fail_if_logprobs_lost(Request& request, TimePoint now) {
 
 void Core::deliver_served(Request& request) { deliver(request, request.record.served); }
 
-void Core::note(Request& request, TimePoint now, std::string what, std::string detail) {
+void Core::note(Request& request, TimePoint now, std::string what, std::string detail, bool trouble) {
+  actions_.push_back(Remark{request.record.id, request.record.trace_id, detail.empty() ? what : what + ": " + detail, trouble});
   request.record.add(now - request.arrival, std::move(what), std::move(detail));
 }
 
@@ -137,7 +141,8 @@ void Core::close(Request& request, TimePoint now, const Status& status) {
     run.state = RunState::kEnded;
   }
   wakes_.erase({request.wake, request.key});
-  note(request, now, status.ok() ? "finished" : "ended", status.ok() ? "" : status.to_string());
+  note(request, now, status.ok() ? "finished" : "ended", status.ok() ? "" : status.to_string(),
+       !status.ok() && status.code() != Code::kCancelled);
   request.record.finished = true;
   request.record.status = status;
   request.record.total = now - request.arrival;

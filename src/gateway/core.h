@@ -53,11 +53,16 @@ struct FinishChoice {  // POST /internal/finish_choice, best effort
 struct PollNow {
   WorkerId worker;
 };
+struct Remark {  // for the log: what has happened to a request
+  std::string request, trace_id;
+  std::string text;
+  bool trouble = false;
+};
 struct Deliver {  // to the request's sink; a Status is on_done, after which nothing follows
   RequestKey request;
   std::variant<wire::Served, wire::PromptLogprobs, wire::TokenEvent, wire::FinishEvent, Status> event;
 };
-using Action = std::variant<StartDecode, StartPrefill, CancelLeg, FinishChoice, PollNow, Deliver>;
+using Action = std::variant<StartDecode, StartPrefill, CancelLeg, FinishChoice, PollNow, Remark, Deliver>;
 
 // How a leg's connection ended.
 struct LegEnd {
@@ -152,7 +157,7 @@ class Core {
   void deliver_prompt_logprobs(Request& request, TimePoint now, wire::PromptLogprobs event);
   void release_tokens(Request& request);
   void fail_if_logprobs_lost(Request& request, TimePoint now);
-  void note(Request& request, TimePoint now, std::string what, std::string detail = {});
+  void note(Request& request, TimePoint now, std::string what, std::string detail = {}, bool trouble = false);
   void finish(Request& request, TimePoint now, Status status);
   void close(Request& request, TimePoint now, const Status& status);
   void finish_if_complete(Request& request, TimePoint now);
@@ -167,6 +172,7 @@ class Core {
 
   // core_legs.cc: runs and their legs
   wire::GenerateRequest request_of(const Request& request, const Run& run, TimePoint now) const;
+  static std::string hop(const Request& request, LegId leg);
   void start_run(Request& request, std::size_t run_index, TimePoint now);
   void start_prefill(Request& request, std::size_t run_index, TimePoint now);
   LegId open_leg(Request& request, std::size_t run_index, bool prefill, WorkerId worker, std::int64_t blocks, std::int64_t tokens);

@@ -5,6 +5,7 @@
 
 #include "gateway/core.h"
 #include "gateway/request.h"
+#include "wire/trace_context.h"
 
 namespace baton::gateway {
 namespace {
@@ -41,6 +42,12 @@ wire::GenerateRequest Core::request_of(const Request& request, const Run& run, T
   }
   if (!request.wants_prompt_logprobs()) sent.sampling.prompt_logprobs = -1;
   return sent;
+}
+
+// Each leg is a hop of its own in the client's trace.
+std::string Core::hop(const Request& request, LegId leg) {
+  const auto context = wire::parse_traceparent(request.base.traceparent);
+  return context ? wire::to_traceparent(wire::next_hop(*context, leg.value)) : std::string();
 }
 
 void Core::set_wait(Request& request, Run& run, TimePoint now, Duration wait, std::string what) {
@@ -175,6 +182,7 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   } else {
     set_wait(request, run, now, options_.reserve_timeout, "a reservation on " + worker.name());
   }
+  sent.traceparent = hop(request, leg);
   actions_.push_back(StartDecode{leg, id, {std::move(sent), run.attempt, run.local, {options_.identity, leg.value}}});
 }
 
@@ -227,6 +235,7 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
         " (numerics " + worker.status.numerics_id + ", decode has " + decoder.status.numerics_id + ": tokens may differ from either alone)";
   note(request, now, claim == HoldId() ? "send_prefill" : "claim", detail);
   deliver_served(request);
+  sent.traceparent = hop(request, leg);
   actions_.push_back(StartPrefill{leg,
                                   *placed,
                                   {.request = std::move(sent),
@@ -397,7 +406,7 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
         break;
       case ChoiceStream::Verdict::kConflict:
         ++stats_.conflicts;
-        note(request, now, "conflict", "choice " + std::to_string(choice) + ", position " + std::to_string(position));
+        note(request, now, "conflict", "choice " + std::to_string(choice) + ", position " + std::to_string(position), true);
         return finish(request, now, Status(Code::kDataLoss, "two workers gave different tokens for position " + std::to_string(position)));
       case ChoiceStream::Verdict::kGarbage:
         return nonsense("token at position " + std::to_string(position));
@@ -569,7 +578,7 @@ void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now
   const Status status = as_ours(said, now, request.deadline);
   Run& run = request.runs[run_index];
   if (run.state != RunState::kPrefilling) return fail_if_logprobs_lost(request, now);  // D has committed
-  note(request, now, nacked ? "prefill_nacked" : refused ? "prefill_refused" : "prefill_failed", status.to_string());
+  note(request, now, nacked ? "prefill_nacked" : refused ? "prefill_refused" : "prefill_failed", status.to_string(), !refused);
   // A claim that was refused may still be computed: the request itself has been accepted once.
   const bool claim_refused = run.held_leg && refused;
   cancel_leg(run.held_leg);
@@ -598,7 +607,7 @@ void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now,
     cancel_leg(run.prefill_leg);
   }
   if (run.state == RunState::kEnded) return cancel_leg(run.held_leg);
-  note(request, now, refused ? "decode_refused" : "decode_failed", status.to_string());
+  note(request, now, refused ? "decode_refused" : "decode_failed", status.to_string(), !refused);
   if (!retryable(status.code())) return finish(request, now, status);
   ++(refused ? stats_.retries_decode_refused : stats_.retries_decode_failed);
   ++request.record.retries;

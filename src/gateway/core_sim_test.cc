@@ -173,6 +173,7 @@ class World {
     at(some(2), [this, leg = a.leg] { legs_.erase(leg); });
   }
   void execute(FinishChoice&) {}
+  void execute(Remark&) {}
   void execute(PollNow& a) {
     at(Duration(1), [this, w = static_cast<std::size_t>(a.worker.value)] { poll_once(w); });
   }

@@ -147,6 +147,14 @@ class Gateway::Impl : public std::enable_shared_from_this<Gateway::Impl> {
       poll(a.worker);
     }
   }
+  void execute(Remark& a) {
+    const log::About about{a.request, a.trace_id};
+    if (a.trouble) {
+      log::info(about, "{}", a.text);
+    } else {
+      log::debug(about, "{}", a.text);
+    }
+  }
   void execute(FinishChoice& a) {
     if (posts_.size() >= kPostsMax) return;  // the choice then runs to its own end, unheard
     net::HttpClientRequest request =

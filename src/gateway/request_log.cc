@@ -43,6 +43,7 @@ std::string to_json(const RequestRecord& record) {
       {"first_token_ms", s.first_token_ms},
       {"events", std::move(events)},
   };
+  if (!record.trace_id.empty()) json["trace_id"] = record.trace_id, json["traceparent"] = record.traceparent;
   if (record.finished) json["total_ms"] = to_ms(record.total);
   if (!record.status.ok()) json["error"] = record.status.message();
   if (!record.fallback.empty()) json["fallback"] = record.fallback;

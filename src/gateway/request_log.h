@@ -20,6 +20,7 @@ struct RequestRecord {
     std::string what, detail;
   };
   std::string id;
+  std::string trace_id, traceparent;  // of the client's trace, with this gateway's span; empty: none
   bool finished = false;
   Status status;  // of the finished request
   wire::Served served;

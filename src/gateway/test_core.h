@@ -59,6 +59,7 @@ class CoreTest : public ::testing::Test {
       if (auto* c = std::get_if<CancelLeg>(&action)) cancelled_.push_back(c->leg);
       if (auto* f = std::get_if<FinishChoice>(&action)) finish_choices_.push_back(*f);
       if (auto* p = std::get_if<PollNow>(&action)) polls_.push_back(p->worker);
+      if (auto* r = std::get_if<Remark>(&action)) remarks_.push_back(*r);
       if (auto* d = std::get_if<Deliver>(&action)) {
         if (auto* t = std::get_if<wire::TokenEvent>(&d->event))
           tokens_[t->choice].push_back(t->token), positions_[t->choice].push_back(t->position);
@@ -106,6 +107,7 @@ class CoreTest : public ::testing::Test {
   std::vector<wire::FinishEvent> finishes_;
   std::vector<Status> done_;
   wire::Served served_;
+  std::vector<Remark> remarks_;
   int prompt_logprobs_ = 0;
 };
 

@@ -46,6 +46,7 @@ struct GenerateRequest {
   std::string cache_salt;                    // separates prefix caches of tenants
   int priority = 0;                          // lower first
   std::int32_t tenant = 0;                   // whose request it is, for fairness in the gateway; not told to workers
+  std::string traceparent;                   // W3C trace context under which it was sent (trace_context.h); empty: none
 };
 
 struct TokenLogprob {

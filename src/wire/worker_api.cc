@@ -54,6 +54,7 @@ void fields(V& v, T& r) {
   v("timeout_us", r.timeout, kFromZero);
   v("cache_salt", r.cache_salt);
   v("priority", r.priority);
+  v("traceparent", r.traceparent);
 }
 
 template <class V, Is<LegName> T>

@@ -57,6 +57,7 @@ class Maker {
     r.timeout = Duration(i64());
     r.cache_salt = text();
     r.priority = -natural();
+    r.traceparent = text();
     return r;
   }
   TokenEvent token() {

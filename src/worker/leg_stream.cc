@@ -4,8 +4,8 @@
 
 namespace baton::worker {
 
-std::shared_ptr<LegStream> LegStream::create(net::Executor& loop, std::shared_ptr<net::HttpResponder> responder) {
-  return std::shared_ptr<LegStream>(new LegStream(loop, std::move(responder)));
+std::shared_ptr<LegStream> LegStream::create(net::Executor& loop, std::shared_ptr<net::HttpResponder> responder, LegSubject subject) {
+  return std::shared_ptr<LegStream>(new LegStream(loop, std::move(responder), std::move(subject)));
 }
 
 void LegStream::start() {
@@ -32,6 +32,13 @@ void LegStream::send(const wire::LegEvent& event) {
 
 void LegStream::end(const wire::LegEvent& event) {
   if (ended()) return;
+  if (const auto* failed = std::get_if<wire::Failed>(&event)) {
+    log::info(subject_.about(), "{} failed: {}", subject_.what, failed->status.to_string());
+  } else if (const auto* nacked = std::get_if<wire::Nacked>(&event)) {
+    log::info(subject_.about(), "{} nacked: {}", subject_.what, nacked->status.to_string());
+  } else {
+    log::debug(subject_.about(), "{} is done", subject_.what);
+  }
   send(event);
   flush();
   if (auto responder = std::exchange(responder_, nullptr)) responder->end();

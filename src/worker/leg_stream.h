@@ -6,16 +6,24 @@
 #include <string>
 #include <vector>
 
+#include "base/log.h"
 #include "net/event_loop.h"
 #include "net/http.h"
 #include "wire/worker_api.h"
 
 namespace baton::worker {
 
+// What a leg is about, for the lines of the log.
+struct LegSubject {
+  std::string what;  // "decode leg, attempt 2"
+  std::string request, trace_id;
+  log::About about() const { return {request, trace_id}; }
+};
+
 class LegStream : public std::enable_shared_from_this<LegStream> {
  public:
   // Events may be sent before start(); nothing is written until then, so that a leg can still be refused.
-  static std::shared_ptr<LegStream> create(net::Executor& loop, std::shared_ptr<net::HttpResponder> responder);
+  static std::shared_ptr<LegStream> create(net::Executor& loop, std::shared_ptr<net::HttpResponder> responder, LegSubject subject);
   void start();  // 200
   ~LegStream() = default;
 
@@ -23,15 +31,18 @@ class LegStream : public std::enable_shared_from_this<LegStream> {
   void send(const wire::LegEvent& event);
   // The last event, Done or Failed or Nacked; nothing after it is written.
   void end(const wire::LegEvent& event);
+  const LegSubject& subject() const { return subject_; }
   bool ended() const { return responder_ == nullptr; }
 
  private:
-  LegStream(net::Executor& loop, std::shared_ptr<net::HttpResponder> responder) : loop_(loop), responder_(std::move(responder)) {}
+  LegStream(net::Executor& loop, std::shared_ptr<net::HttpResponder> responder, LegSubject subject)
+      : loop_(loop), subject_(std::move(subject)), responder_(std::move(responder)) {}
   void append_tokens();
   void flush();
   void flush_later();
 
   net::Executor& loop_;
+  const LegSubject subject_;
   std::shared_ptr<net::HttpResponder> responder_;  // null once ended
   std::vector<wire::TokenEvent> tokens_;
   std::string lines_;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "wire/trace_context.h"
 #include "worker/legs.h"
 
 namespace baton::worker {
@@ -25,6 +26,10 @@ Status check(const wire::GenerateRequest& r) {
 transfer::RetentionOptions retention(transfer::RetentionOptions options, const transfer::SourceRegion& own) {
   if (options.blocks_max == 0) options.blocks_max = own.view.spec.blocks / 2;
   return options;
+}
+
+LegSubject subject(std::string_view kind, const wire::GenerateRequest& request, Attempt attempt) {
+  return {std::string(kind) + ", attempt " + std::to_string(attempt.value), request.id, wire::trace_id_of(request.traceparent)};
 }
 
 // A query parameter that is a number; nothing if it is missing or anything else.
@@ -117,6 +122,8 @@ void Node::handle(net::HttpRequest request, std::shared_ptr<net::HttpResponder> 
 void Node::close_leg(LegNo no) {
   auto node = legs_.extract(no);
   if (node.empty()) return;
+  const LegStream& stream = *node.mapped().stream;
+  if (!stream.ended()) log::debug(stream.subject().about(), "{} was closed", stream.subject().what);
   if (node.mapped().lease) target_.close(*node.mapped().lease);
   if (node.mapped().handoff) source_.close(*node.mapped().handoff);
 }
@@ -125,6 +132,7 @@ void Node::accept_leg(LegNo no, Leg leg, net::HttpResponder& responder) {
   const auto stream = leg.stream;
   legs_.emplace(no, std::move(leg));
   responder.on_close(closer(no));
+  log::debug(stream->subject().about(), "{} begins", stream->subject().what);
   stream->start();
 }
 
@@ -135,7 +143,7 @@ void Node::decode_leg(wire::DecodeLeg body, std::shared_ptr<net::HttpResponder> 
   const LegNo no = next_leg_++;
   Leg leg;
   leg.name = body.name;
-  leg.stream = LegStream::create(loop_, responder);
+  leg.stream = LegStream::create(loop_, responder, subject("decode leg", body.request, body.attempt));
   auto sink = std::make_shared<DecodeLegSink>(leg.stream, options_.name, body.local_prefill, closer(no));
   if (body.local_prefill) {
     leg.call = engine_.generate(std::move(body.request), std::move(sink));
@@ -157,7 +165,7 @@ void Node::prefill_leg(wire::PrefillLeg body, std::shared_ptr<net::HttpResponder
   if (!s.ok()) return refuse(*responder, s, retry_after_s());
   const LegNo no = next_leg_++;
   Leg leg;
-  leg.stream = LegStream::create(loop_, responder);
+  leg.stream = LegStream::create(loop_, responder, subject("prefill leg", body.request, body.attempt));
   wire::Served served;
   served.prefill_worker = options_.name;
   served.decode_worker = body.decode_worker;

@@ -246,7 +246,7 @@ Status run(BenchEngineFlags& flags) {
 
 int run_bench_engine(Args args) {
   BenchEngineFlags flags;
-  flags.engine.log_level = "warn";
+  flags.engine.log.level = "warn";
   CLI::App app(
       "Measures prompt and generation speed of MODEL with the engine's own steps, beside the limits of the same cores, measured in the "
       "same run.\n"
@@ -265,7 +265,7 @@ int run_bench_engine(Args args) {
   app.add_flag("--json", flags.json, "as JSON");
   flags.engine.add_to(app);
   if (const auto code = parse_args(app, std::move(args))) return *code;
-  log::init({flags.engine.log_level, "bench"});
+  flags.engine.log.init("bench");
   const Status status = run(flags);
   return status.ok() ? 0 : fail(status);
 }
