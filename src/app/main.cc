@@ -1,5 +1,7 @@
 // baton: the one program. Chooses the command; everything else is in that command's file.
 
+#include <sys/resource.h>
+
 #include <csignal>
 #include <cstdio>
 #include <string>
@@ -36,9 +38,18 @@ void print_usage(std::FILE* out) {
   std::fputs("\n'baton COMMAND --help' tells the rest.\n", out);
 }
 
+// Thousands of streams need thousands of descriptors.
+void raise_file_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  raise_file_limit();
   std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away is an error of that write, not the end of a server
   if (argc < 2) {
     print_usage(stderr);

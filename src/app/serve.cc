@@ -100,7 +100,7 @@ class Serve {
     progress_.line("model    {} ({:.2f} s): {}, {} layers, hidden {}, {} query and {} KV heads, {} weights, {}", flags_.engine.model,
                    seconds(), config.architecture, config.layers, config.hidden, config.heads, config.kv_heads,
                    to_string(files->dominant_format()), format_bytes(static_cast<double>(files->weight_bytes())));
-    raise_file_limit();
+    look_at_file_limit();
     BATON_ASSIGN_OR_RETURN(workers_, plan_workers(flags_.prefill, flags_.decode, flags_.engine));
     for (const WorkerPlan& worker : workers_)
       progress_.line("worker   {}: {}, cores {}", worker.name, worker.role == "both" ? "prefill and decode" : worker.role,
@@ -111,12 +111,9 @@ class Serve {
     return open_sockets(workers_);
   }
 
-  // Thousands of streams need thousands of descriptors.
-  void raise_file_limit() {
+  void look_at_file_limit() {
     rlimit limit{};
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
     const auto wanted = static_cast<rlim_t>(2 * flags_.front.max_requests + 64);
     if (limit.rlim_cur < wanted)
       progress_.line("notice   only {} open files are allowed, {} streams want {}; raise it with: ulimit -n {}", limit.rlim_cur,

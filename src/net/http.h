@@ -65,9 +65,12 @@ struct HttpServerOptions {
       -1;  // an already bound and listening socket (handed over by the supervisor) instead of host and port; not closed by the server
   std::size_t body_bytes_max = 32u << 20;  // 413 beyond, before the body is read in full
   std::size_t header_bytes_max = 64u << 10;
-  std::size_t connections_max = 8192;  // beyond: 503 and close
+  // Beyond, those that have waited longest for a request make room, first those that never sent one; where all are at work: 503 and
+  // close. Never more than half of the files that the process may open.
+  std::size_t connections_max = 8192;
   std::size_t stream_buffer_bytes_max = 4u << 20;
-  Duration header_timeout = std::chrono::seconds(30);  // a half-sent request is cut after this (also the body's idle limit)
+  Duration header_timeout = std::chrono::seconds(30);    // a half-sent request is cut after this (also the body's idle limit)
+  Duration request_timeout = std::chrono::seconds(300);  // and after this, however steadily it trickles
   Duration keep_alive = std::chrono::seconds(75);
   Duration write_timeout = std::chrono::seconds(60);  // a client that reads nothing for this long is aborted
 };

@@ -201,7 +201,7 @@ std::size_t Connection::feed(std::string_view bytes) {
     if (skipped == bytes.size()) return skipped;
     parser_ = std::make_unique<RequestParser>(core_->options.header_bytes_max, core_->options.body_bytes_max);
     continued_ = false;
-    since_ = core_->loop.clock().now();
+    since_ = request_began_ = core_->loop.clock().now();
   }
   const std::size_t taken = parser_->put(bytes.substr(skipped));
   if (parser_->error_status() != 0) {
@@ -401,6 +401,7 @@ void Connection::update_deadline() {
   switch (phase_) {
     case Phase::kReading:
       at = since_ + (parser_ || first_request_ ? options.header_timeout : options.keep_alive);
+      if (parser_) at = std::min(at, request_began_ + options.request_timeout);
       break;
     case Phase::kAnswering:
       if (blocked_) at = since_ + options.write_timeout;

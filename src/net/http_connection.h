@@ -37,6 +37,8 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   // Closes without telling the handler of a running answer.
   void drop();
   bool idle() const { return phase_ == Phase::kReading && !parser_ && in_.empty(); }
+  // Of idle ones, the least goes first where room is wanted.
+  std::pair<bool, TimePoint> worth() const { return {!first_request_, since_}; }
 
   // For Exchange. Each queues or sends; none calls the user's code before it returns.
   void send_answer(std::string head, std::string body);
@@ -82,7 +84,8 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   OutBuffer out_;
   Exchange* exchange_ = nullptr;  // the running one; it holds this connection
   std::string remote_;
-  TimePoint since_{};  // of what the deadline of this phase counts from
+  TimePoint since_{};          // of what the deadline of this phase counts from
+  TimePoint request_began_{};  // its first byte
   std::size_t lingered_bytes_ = 0;
   bool first_request_ = true;
   bool reading_ = false;  // a wait for input is pending

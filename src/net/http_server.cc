@@ -1,3 +1,6 @@
+#include <sys/resource.h>
+
+#include <algorithm>
 #include <vector>
 
 #include "net/http_connection.h"
@@ -8,6 +11,13 @@ namespace {
 
 // Connections beyond the limit that are being told so. More than these are closed without a word.
 constexpr std::size_t kRefusalsMax = 64;
+
+// What an HTTP server leaves of the files that the process may open: each request takes connections to workers as well.
+std::size_t connections_that_fit(std::size_t wanted) {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return wanted;
+  return std::min<std::size_t>(wanted, std::max<rlim_t>(limit.rlim_cur / 2, 1));
+}
 
 class HttpServerImpl final : public HttpServer {
  public:
@@ -37,12 +47,25 @@ class HttpServerImpl final : public HttpServer {
 
  private:
   static void accept(const std::shared_ptr<ServerCore>& core, int fd) {
+    if (core->connections.size() >= core->options.connections_max) make_room(*core);
     const std::size_t open = core->connections.size();
     const auto connection = std::make_shared<Connection>(core, fd);
     if (open < core->options.connections_max)
       connection->start();
     else if (open < core->options.connections_max + kRefusalsMax)
       connection->refuse();
+  }
+
+  // Some at once, so that a flood does not have all connections looked at for each of its own.
+  static void make_room(ServerCore& core) {
+    std::vector<Connection*> idle;
+    for (Connection* connection : core.connections)
+      if (connection->idle()) idle.push_back(connection);
+    const std::size_t some = std::min(idle.size(), std::max<std::size_t>(1, core.options.connections_max / 64));
+    std::partial_sort(idle.begin(), idle.begin() + static_cast<std::ptrdiff_t>(some), idle.end(),
+                      [](const Connection* a, const Connection* b) { return a->worth() < b->worth(); });
+    // An idle connection has no exchange, so dropping one runs no code of the user's.
+    for (std::size_t i = 0; i < some; ++i) idle[i]->drop();
   }
 
   template <class Predicate>
@@ -61,6 +84,7 @@ class HttpServerImpl final : public HttpServer {
 }  // namespace
 
 Result<std::unique_ptr<HttpServer>> HttpServer::listen(EventLoop& loop, HttpServerOptions options, Handler handler) {
+  options.connections_max = connections_that_fit(options.connections_max);
   auto server = std::make_unique<HttpServerImpl>(std::make_shared<ServerCore>(loop, std::move(options), std::move(handler)));
   BATON_RETURN_IF_ERROR(server->listen());
   return std::unique_ptr<HttpServer>(std::move(server));

@@ -487,11 +487,11 @@ TEST_F(HttpServerTest, IdleConnectionsAreClosed) {
 TEST_F(HttpServerTest, BeyondTheConnectionLimit503) {
   HttpServerOptions options;
   options.connections_max = 2;
-  serve_echo(options);
+  serve_held(true, options);
   auto first = connect(), second = connect();
   for (RawSocket* client : {&first, &second}) {
     client->send(kGet);
-    EXPECT_EQ(status_of(client->receive_answer()), 200);
+    client->receive_until("\r\n\r\n");
   }
   {
     auto third = connect();
@@ -503,7 +503,61 @@ TEST_F(HttpServerTest, BeyondTheConnectionLimit503) {
   EXPECT_TRUE(eventually([this] { return server_->connections() == 1; }));
   auto fourth = connect();
   fourth.send(kGet);
-  EXPECT_EQ(status_of(fourth.receive_answer()), 200);
+  EXPECT_EQ(status_of(fourth.receive_until("\r\n\r\n")), 200);
+}
+
+// Those that wait longest for a request make room: strangers first, then clients that keep their connection; never one at work.
+TEST_F(HttpServerTest, IdleConnectionsMakeRoom) {
+  HttpServerOptions options;
+  options.connections_max = 4;
+  serve_echo(options);
+  auto client = connect();
+  client.send(kGet);
+  EXPECT_EQ(status_of(client.receive_answer()), 200);
+  std::vector<RawSocket> silent;
+  for (int i = 0; i < 20; ++i) silent.push_back(connect());
+  auto late = connect();
+  late.send(kGet);
+  EXPECT_EQ(status_of(late.receive_answer()), 200);
+  client.send(kGet);
+  EXPECT_EQ(status_of(client.receive_answer()), 200) << "it was there first and had asked before";
+  for (int i = 0; i < 17; ++i) EXPECT_EQ(silent[static_cast<std::size_t>(i)].receive_all(), "");
+  auto half = connect();
+  half.send("GET / HT");
+  EXPECT_TRUE(eventually([this] { return server_->connections() == 4; }));
+  EXPECT_EQ(silent[17].receive_all(), "");
+}
+
+TEST_F(HttpServerTest, ARequestThatTricklesForEverIsCut) {
+  HttpServerOptions options;
+  options.request_timeout = std::chrono::milliseconds(200);
+  serve_echo(options);
+  auto client = connect();
+  client.send("POST / HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n");
+  std::thread sender([&] {
+    while (client.send("x")) std::this_thread::yield();
+  });
+  const std::string answer = client.receive_all();
+  client.shutdown_send();
+  sender.join();
+  EXPECT_EQ(status_of(answer), 408);
+  EXPECT_EQ(thread_.run([this] { return handled_; }), 0);
+}
+
+TEST_F(HttpServerTest, LeavesHalfOfTheFilesToTheProcess) {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  rlimit few = limit;
+  few.rlim_cur = 64;
+  ::setrlimit(RLIMIT_NOFILE, &few);
+  serve_held(true);
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  std::vector<RawSocket> clients;
+  for (int i = 0; i < 33; ++i) {
+    clients.push_back(connect());
+    clients.back().send(kGet);
+    EXPECT_EQ(status_of(clients.back().receive_until("\r\n\r\n")), i < 32 ? 200 : 503) << i;
+  }
 }
 
 TEST_F(HttpServerTest, ClientGoneWhileTheHandlerThinks) {

@@ -103,7 +103,9 @@ void Listener::accept_some() {
     }
     if (errno == EAGAIN || errno == EWOULDBLOCK) break;
     if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO) continue;
-    if (!failing_) log::warn("cannot accept on port {}: {}; trying again until it works", port_, errno_text(errno));
+    if (!failing_)
+      log::warn("cannot accept on port {}: {}; trying again until it works{}", port_, errno_text(errno),
+                errno == EMFILE || errno == ENFILE ? ". More open files are allowed by: ulimit -n 65536" : "");
     failing_ = true;
     retry_ = loop_.after(kAcceptRetry, [weak = weak_from_this()] {
       auto self = weak.lock();

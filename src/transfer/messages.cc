@@ -302,7 +302,7 @@ Result<std::optional<Message>> FrameReader::next() {
   const std::string_view rest = std::string_view(buffer_).substr(consumed_);
   if (rest.size() < 4) return std::optional<Message>();
   const std::size_t length = Reader(rest).u32();
-  if (length < 4 || length > Limits::kFrameBytes) {
+  if (length < 4 || length > frame_bytes_max_) {
     error_ = Status(Code::kDataLoss, "link frame of " + std::to_string(length) + " bytes");
     return *error_;
   }
@@ -313,6 +313,7 @@ Result<std::optional<Message>> FrameReader::next() {
     return *error_;
   }
   consumed_ += 4 + length;
+  frame_bytes_max_ = Limits::kFrameBytes;
   return std::optional<Message>(std::move(message).value());
 }
 

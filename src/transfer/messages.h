@@ -31,10 +31,11 @@ inline constexpr std::uint16_t kLinkProtocol = 1;
 
 struct Limits {
   static constexpr std::size_t kFrameBytes = 1u << 20;
+  static constexpr std::size_t kFirstFrameBytes = 32u << 10;  // of a link: an introduction, from one who may be anybody
   static constexpr std::size_t kStringBytes = 4096;
   static constexpr std::size_t kLocatorBytes = 512u << 10;
   static constexpr std::size_t kChoices = 1024;
-  static constexpr std::size_t kTopLogprobs = 1024;
+  static constexpr std::size_t kTopLogprobs = wire::kLogprobsMax;
   static constexpr std::int32_t kTokens = 1 << 24;  // of a prompt
 };
 
@@ -146,6 +147,7 @@ class FrameReader {
  private:
   std::string buffer_;
   std::size_t consumed_ = 0;
+  std::size_t frame_bytes_max_ = Limits::kFirstFrameBytes;
   std::optional<Status> error_;
 };
 

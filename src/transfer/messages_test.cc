@@ -126,6 +126,17 @@ TEST(Messages, OversizedAndForeignFramesEndTheLink) {
   huge.append(encode(samples()[3]));
   EXPECT_FALSE(huge.next().ok()) << "the first error is final";
 
+  // A large frame is for those who have introduced themselves.
+  const std::string large = encode(Chunk{{LeaseId(1), Attempt(1), Epoch(1)}, 0, {0, 1}, {0, 1}, {1, 2}, std::string(100'000, 'x')});
+  FrameReader stranger, known;
+  stranger.append(large.substr(0, 4));
+  EXPECT_FALSE(stranger.next().ok()) << "refused by its length, before anything of it is kept";
+  known.append(encode(samples()[0]) + large);
+  for (int i = 0; i < 2; ++i) {
+    const auto m = known.next();
+    ASSERT_TRUE(m.ok() && m->has_value()) << m.status().to_string();
+  }
+
   FrameReader http;
   http.append("GET / HTTP/1.1\r\n\r\n");
   EXPECT_FALSE(http.next().ok());

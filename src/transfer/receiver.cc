@@ -119,8 +119,12 @@ void Receiver::cancel(TimePoint now, LeaseId id, Status why) {
 
 void Receiver::link_up(TimePoint now, LinkId link) {
   if (links_.size() >= options_.links_max) {
-    actions_.push_back(CloseLink{link, Status(Code::kResourceExhausted, "too many hand-off links")});
-    return;
+    // Strangers that hold every place and say nothing keep no prefill worker out: the one that was silent longest makes room.
+    const auto silent = std::find_if(links_.begin(), links_.end(), [](const auto& l) { return l.second.phase == Link::Phase::kNew; });
+    const LinkId out = silent == links_.end() ? link : silent->first;
+    actions_.push_back(CloseLink{out, Status(Code::kResourceExhausted, "too many hand-off links")});
+    if (out == link) return;
+    link_down(now, out);
   }
   links_[link].deadline = now + options_.hello_timeout;
 }

@@ -46,7 +46,7 @@ struct ReceiverOptions {
   Duration verify_timeout = std::chrono::seconds(10);   // commit to proof
   Duration retry_timeout = std::chrono::seconds(30);    // blocks held for the next attempt after one has failed
   std::size_t leases_max = 8192;
-  std::size_t links_max = 1024;
+  std::size_t links_max = 1024;       // beyond, one that has not introduced itself makes room
   std::size_t fetches_max = 64;       // in flight at once, all leases together
   std::size_t chunks_max = 1u << 16;  // announced and not yet verified, of a lease
 };

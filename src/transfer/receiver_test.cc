@@ -238,6 +238,31 @@ TEST_F(ReceiverTest, CancelFreesOnlyAtThePhysicalEnd) {
   EXPECT_TRUE(did<Receiver::LeaseFailed>().empty()) << "whoever cancels knows";
 }
 
+TEST_F(ReceiverTest, StrangersKeepNobodyOut) {
+  ReceiverOptions options;
+  options.links_max = 3;
+  Receiver r(local(), options);
+  const auto closed = [&] {
+    std::vector<LinkId> out;
+    for (const auto& a : r.take_actions()) {
+      if (const auto* c = std::get_if<Receiver::CloseLink>(&a)) out.push_back(c->link);
+    }
+    return out;
+  };
+  r.link_up(now_, LinkId(1));
+  r.message(now_, LinkId(1), hello());
+  r.peer_opened(now_, LinkId(1), Status());
+  for (std::uint64_t i = 2; i <= 10; ++i) r.link_up(now_, LinkId(i));
+  EXPECT_THAT(closed(), ::testing::ElementsAre(LinkId(2), LinkId(3), LinkId(4), LinkId(5), LinkId(6), LinkId(7), LinkId(8)));
+  EXPECT_EQ(r.stats(now_).links, 3u);
+  for (std::uint64_t i : {9u, 10u}) {
+    r.message(now_, LinkId(i), hello());
+    r.peer_opened(now_, LinkId(i), Status());
+  }
+  r.link_up(now_, LinkId(11));
+  EXPECT_THAT(closed(), ::testing::ElementsAre(LinkId(11))) << "every place is a known worker's";
+}
+
 TEST(Hello, NamesTheDifference) {
   const auto why = [](const std::function<void(Hello&)>& change) {
     Hello h = hello();

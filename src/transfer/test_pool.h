@@ -1,6 +1,7 @@
 #pragma once
 // KV pools for tests: host memory behind a memfd in any layout, with contents that say where they belong.
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -19,8 +20,9 @@ class TestPool final : public device::KvPool {
  public:
   explicit TestPool(const device::KvView& view, std::size_t bytes) : view_(view) {
     region_.bytes = (bytes + 4095) / 4096 * 4096;
-    region_.fd = ::memfd_create("test-kv", MFD_CLOEXEC);
+    region_.fd = ::memfd_create("test-kv", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     BATON_CHECK(region_.fd >= 0 && ::ftruncate(region_.fd, static_cast<off_t>(region_.bytes)) == 0);
+    BATON_CHECK(::fcntl(region_.fd, F_ADD_SEALS, F_SEAL_SHRINK) == 0);
     void* p = ::mmap(nullptr, region_.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, region_.fd, 0);
     BATON_CHECK(p != MAP_FAILED);
     region_.base = static_cast<std::byte*>(p);

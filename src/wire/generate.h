@@ -15,6 +15,9 @@
 
 namespace baton::wire {
 
+inline constexpr int kLogprobsMax = 1024;                         // of one token, and of each token of a prompt
+inline constexpr Duration kTimeoutMax = std::chrono::hours(168);  // a deadline that is further away is no deadline
+
 struct SamplingParams {
   float temperature = 1.0f;  // 0: greedy
   float top_p = 1.0f;

@@ -45,14 +45,16 @@ concept Integer = std::integral<T> && !std::same_as<T, bool>;
 template <class T>
 struct EnumNames;
 
-// An integer field's least and greatest value.
+// An integer field's least and greatest value; whether a number may be infinite or not a number.
 struct Bounds {
   std::int64_t min = std::numeric_limits<std::int64_t>::min();
   std::uint64_t max = std::numeric_limits<std::uint64_t>::max();
+  bool finite = true;
 };
 inline constexpr Bounds kFromZero{.min = 0};
 inline constexpr Bounds kFromOne{.min = 1};
 inline constexpr Bounds kPort{.min = 0, .max = 65535};
+inline constexpr Bounds kLogprob{.finite = false};
 
 class Writer {
  public:
@@ -166,7 +168,7 @@ class Reader {
     } else if constexpr (Integer<T>) {
       decode_integer(value, bounds);
     } else if constexpr (std::floating_point<T>) {
-      decode_float(value);
+      decode_float(value, bounds);
     } else if constexpr (std::same_as<T, std::string>) {
       if (!json_.is_string()) return fail("expected a string");
       value = json_.get_ref<const std::string&>();
@@ -204,13 +206,14 @@ class Reader {
   }
 
   template <class T>
-  void decode_float(T& value) {
+  void decode_float(T& value, Bounds bounds) {
     if (json_.is_number()) {
       const double number = json_.get<double>();
       if (std::abs(number) > static_cast<double>(std::numeric_limits<T>::max())) return fail("out of range");
       value = static_cast<T>(number);
       return;
     }
+    if (bounds.finite) return fail("expected a finite number");
     if (json_ == "-inf") return void(value = -std::numeric_limits<T>::infinity());
     if (json_ == "inf") return void(value = std::numeric_limits<T>::infinity());
     if (json_ == "nan") return void(value = std::numeric_limits<T>::quiet_NaN());

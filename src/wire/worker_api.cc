@@ -38,8 +38,8 @@ void fields(V& v, T& s) {
   v("ignore_eos", s.ignore_eos);
   v("max_tokens", s.max_tokens, kFromZero);
   v("min_tokens", s.min_tokens, kFromZero);
-  v("logprobs", s.logprobs, Bounds{.min = -1});
-  v("prompt_logprobs", s.prompt_logprobs, Bounds{.min = -1});
+  v("logprobs", s.logprobs, Bounds{.min = -1, .max = kLogprobsMax});
+  v("prompt_logprobs", s.prompt_logprobs, Bounds{.min = -1, .max = kLogprobsMax});
 }
 
 template <class V, Is<GenerateRequest> T>
@@ -51,7 +51,7 @@ void fields(V& v, T& r) {
   v("seed", r.seed);
   v("first_choice", r.first_choice, kFromZero);
   v("n", r.n, kFromOne);
-  v("timeout_us", r.timeout, kFromZero);
+  v("timeout_us", r.timeout, Bounds{.min = 0, .max = kTimeoutMax.count()});
   v("cache_salt", r.cache_salt);
   v("priority", r.priority);
   v("traceparent", r.traceparent);
@@ -86,7 +86,7 @@ void fields(V& v, T& leg) {
 template <class V, Is<TokenLogprob> T>
 void fields(V& v, T& t) {
   v("token", t.token, kFromZero);
-  v("logprob", t.logprob);
+  v("logprob", t.logprob, kLogprob);
 }
 
 template <class V, Is<TokenEvent> T>
@@ -94,7 +94,7 @@ void fields(V& v, T& t) {
   v("choice", t.choice, kFromZero);
   v("position", t.position, kFromZero);
   v("token", t.token, kFromZero);
-  v("logprob", t.logprob);
+  v("logprob", t.logprob, kLogprob);
   v("top", t.top);
 }
 

@@ -26,6 +26,7 @@ class Maker {
     if (rng_.below(16) == 0) return std::numeric_limits<float>::denorm_min();
     return static_cast<float>(rng_.uniform() * 200 - 100);
   }
+  float finite() { return static_cast<float>(rng_.uniform() * 200 - 100); }
   std::string text() {
     static const std::string kPieces[] = {"a", "\"", "\\", "\n", "\0x", "é", "漢", "😀", "/", "\x7f"};
     std::string out;
@@ -45,16 +46,17 @@ class Maker {
     r.ids = ids();
     r.n_prompt = static_cast<std::int32_t>(rng_.below(r.ids.size() + 1));
     SamplingParams& s = r.sampling;
-    s.temperature = real(), s.top_p = real(), s.min_p = real();
-    s.repetition_penalty = real(), s.presence_penalty = real(), s.frequency_penalty = real();
+    s.temperature = finite(), s.top_p = finite(), s.min_p = std::numeric_limits<float>::denorm_min();
+    s.repetition_penalty = finite(), s.presence_penalty = finite(), s.frequency_penalty = finite();
     s.top_k = -natural();
-    for (TokenId id : ids()) s.logit_bias.emplace_back(id, real());
+    for (TokenId id : ids()) s.logit_bias.emplace_back(id, finite());
     s.stop_token_ids = ids(), s.eos_ids = ids();
     s.ignore_eos = coin();
-    s.max_tokens = natural(), s.min_tokens = natural(), s.logprobs = natural() - 1, s.prompt_logprobs = -1;
+    s.max_tokens = natural(), s.min_tokens = natural(), s.logprobs = static_cast<int>(rng_.below(kLogprobsMax + 2)) - 1,
+    s.prompt_logprobs = -1;
     r.seed = u64();
     r.first_choice = natural(), r.n = 1 + static_cast<int>(rng_.below(9));
-    r.timeout = Duration(i64());
+    r.timeout = Duration(static_cast<std::int64_t>(rng_.below(static_cast<std::uint64_t>(kTimeoutMax.count()) + 1)));
     r.cache_salt = text();
     r.priority = -natural();
     r.traceparent = text();
@@ -266,6 +268,40 @@ TEST(Codecs, ErrorsNameTheField) {
   leg.request.n_prompt = 1;
   leg.request.ids[1] = -5;
   EXPECT_THAT(decode_leg_from_json(to_json(leg)).status().message(), HasSubstr("request.ids[1]: out of range"));
+}
+
+// What a worker would compute with, wait for or make room for is refused where it is no sane number.
+TEST(Codecs, HostileNumbersAreRefused) {
+  Maker make(5);
+  DecodeLeg leg{make.request(), Attempt(1), false};
+  const std::string good = to_json(leg);
+  ASSERT_TRUE(decode_leg_from_json(good).ok());
+  const auto why = [&](const std::string& field, const std::string& value) {
+    const std::string key = "\"" + field + "\":";
+    const std::size_t begin = good.find(key) + key.size(), end = good.find_first_of(",}", begin);
+    return decode_leg_from_json(good.substr(0, begin) + value + good.substr(end)).status().message();
+  };
+  for (const char* field : {"temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}) {
+    for (const char* value : {"\"nan\"", "\"inf\"", "\"-inf\""}) {
+      EXPECT_THAT(why(field, value), HasSubstr(std::string(field) + ": expected a finite number"));
+    }
+    EXPECT_THAT(why(field, "1e39"), HasSubstr(std::string(field) + ": out of range"));
+    EXPECT_THAT(why(field, "1e999"), HasSubstr("not JSON"));
+    EXPECT_THAT(why(field, "NaN"), HasSubstr("not JSON"));
+  }
+  for (const char* field : {"timeout_us", "logprobs", "prompt_logprobs", "n"}) {
+    EXPECT_THAT(why(field, "9223372036854775807"), HasSubstr(std::string(field) + ": out of range"));
+    EXPECT_THAT(why(field, "-2"), HasSubstr(std::string(field) + ": out of range"));
+    EXPECT_THAT(why(field, "18446744073709551616"), HasSubstr(std::string(field) + ": expected an integer"));
+  }
+}
+
+// Of a field that is said twice the last counts: what one reader checks is what every reader sees.
+TEST(Codecs, TheLastOfTwoEqualKeysCounts) {
+  const auto event = leg_event_from_json(R"({"event":"reserved","lease":"x","lease":7})");
+  ASSERT_TRUE(event.ok()) << event.status().to_string();
+  EXPECT_EQ(std::get<Reserved>(*event).lease, LeaseId(7));
+  EXPECT_FALSE(leg_event_from_json(R"({"event":"reserved","lease":7,"lease":"x"})").ok());
 }
 
 TEST(Codecs, TextThatIsNotUtf8IsRepaired) {

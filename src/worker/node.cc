@@ -19,6 +19,11 @@ Status check(const wire::GenerateRequest& r) {
   if (ids == 0 || r.n_prompt < 1 || r.n_prompt > ids) return {Code::kInvalidArgument, "request: n_prompt is not within its ids"};
   if (r.n < 1 || r.n > kChoicesMax || r.first_choice < 0 || r.first_choice > kChoicesMax)
     return {Code::kInvalidArgument, "request: n or first_choice"};
+  // A hand-off's first tokens travel in one frame.
+  const std::int64_t first_tokens = std::int64_t{r.n} * (40 + 8 * std::max(r.sampling.logprobs, 0));
+  if (first_tokens > static_cast<std::int64_t>(transfer::Limits::kFrameBytes) - 1024)
+    return {Code::kInvalidArgument, "request: logprobs of " + std::to_string(r.sampling.logprobs) + " for each of " + std::to_string(r.n) +
+                                        " choices; fewer of one or the other"};
   if (r.timeout <= Duration::zero()) return {Code::kDeadlineExceeded, "the request's deadline has passed"};
   return {};
 }

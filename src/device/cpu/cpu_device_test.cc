@@ -119,6 +119,17 @@ TEST(CpuKvPool, RefusesShapesThatTheKernelsCannotServe) {
   EXPECT_TRUE(device->create_kv_pool(good).ok());
 }
 
+// Whoever has mapped it cannot lose a page under its feet.
+TEST(CpuKvPool, KeepsItsSize) {
+  const auto device = open({.threads = 1});
+  auto pool = device->create_kv_pool({.layers = 1, .kv_heads = 1, .head_dim = 64, .blocks = 4});
+  ASSERT_TRUE(pool.ok()) << pool.status().to_string();
+  const SharedRegion& region = *(*pool)->shared_region();
+  EXPECT_NE(::ftruncate(region.fd, 0), 0);
+  EXPECT_NE(::ftruncate(region.fd, static_cast<off_t>(region.bytes * 2)), 0);
+  EXPECT_EQ(::fcntl(region.fd, F_GET_SEALS) & (F_SEAL_SHRINK | F_SEAL_GROW), F_SEAL_SHRINK | F_SEAL_GROW);
+}
+
 // As the hand-off does it from another process: read-only, by the path of the descriptor.
 TEST(CpuKvPool, CanBeMappedByItsDescriptorsPath) {
   const auto device = open({.threads = 1});

@@ -1,5 +1,6 @@
 #include "device/cpu/kv_pool.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -42,10 +43,13 @@ Result<std::unique_ptr<CpuKvPool>> CpuKvPool::create(KvSpec spec) {
 
   std::unique_ptr<CpuKvPool> pool(new CpuKvPool());
   pool->view_ = KvView::dense(spec);
-  const int fd = memfd_create("baton-kv", MFD_CLOEXEC);
+  const int fd = memfd_create("baton-kv", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return Status(Code::kInternal, std::string("memfd_create for the KV pool: ") + std::strerror(errno));
   pool->region_.fd = fd;
   if (ftruncate(fd, static_cast<off_t>(bytes)) != 0) return refuse(std::string("cannot be made (") + std::strerror(errno) + ")");
+  // Whoever maps it can rely on its size: a page that is cut off would kill the process that reads it.
+  if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+    return Status(Code::kInternal, std::string("sealing the KV pool: ") + std::strerror(errno));
   void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (base == MAP_FAILED) return refuse(std::string("cannot be mapped (") + std::strerror(errno) + ")");
   madvise(base, bytes, MADV_HUGEPAGE);  // a wish: honoured where shmem_enabled says "advise"

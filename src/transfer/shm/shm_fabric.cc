@@ -63,15 +63,20 @@ class ShmFabric final : public Fabric {
       return Status(Code::kUnavailable, "cannot map the prefill worker's KV pool " + path + ": " + what +
                                             "; both workers must run on one host, as one user, in one PID namespace");
     };
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    // The peer chose the descriptor: opening a pipe must not wait for its other end, nor a terminal become ours.
+    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0) return failed(std::strerror(errno));
     struct stat info{};
     const bool whole =
         ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && static_cast<std::uint64_t>(info.st_size) >= region.bytes && region.bytes > 0;
-    void* base = whole ? ::mmap(nullptr, region.bytes, PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
+    // Memory that its owner could cut off would kill us as we read it.
+    const int seals = ::fcntl(fd, F_GET_SEALS);
+    const bool lasting = seals >= 0 && (seals & F_SEAL_SHRINK) != 0;
+    void* base = whole && lasting ? ::mmap(nullptr, region.bytes, PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
     const int error = errno;
     ::close(fd);  // the mapping keeps the memory, also when its owner dies
     if (!whole) return failed("it is not a memory region of " + std::to_string(region.bytes) + " bytes");
+    if (!lasting) return failed("it may shrink (no F_SEAL_SHRINK)");
     if (base == MAP_FAILED) return failed(std::strerror(error));
     return std::shared_ptr<PeerRegion>(std::make_shared<Mapping>(static_cast<const std::byte*>(base), region.bytes));
   }

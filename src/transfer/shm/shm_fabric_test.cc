@@ -1,6 +1,9 @@
 #include "transfer/shm/shm_fabric.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -103,6 +106,41 @@ TEST_F(ShmFabricTest, OpenSaysWhyNot) {
   region.fd = 9999;
   const auto bad = fabric->open(region);
   EXPECT_NE(bad.status().message().find("one host"), std::string::npos) << bad.status().to_string();
+}
+
+// The descriptor is the peer's choice: what is no sealed memory of the size that was said is not mapped, and opening it waits for nobody.
+TEST_F(ShmFabricTest, OpensOnlyMemoryThatStays) {
+  auto pool = make_pool(1, 5);
+  auto fabric = fabric_on(*pool);
+  const auto why = [&](int fd) {
+    auto region = fabric->export_pool(kHeads);
+    region.fd = fd;
+    return fabric->open(region).status().message();
+  };
+  const auto bytes = static_cast<off_t>(pool->shared_region()->bytes);
+  const int memory = ::memfd_create("unsealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  ASSERT_EQ(::ftruncate(memory, bytes), 0);
+  EXPECT_NE(why(memory).find("may shrink"), std::string::npos) << why(memory);
+  ASSERT_EQ(::fcntl(memory, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+  EXPECT_EQ(why(memory), "");
+  ::close(memory);
+
+  char name[] = "/tmp/kv-file-XXXXXX";
+  const int file = ::mkstemp(name);
+  ASSERT_EQ(::ftruncate(file, bytes), 0);
+  EXPECT_NE(why(file).find("may shrink"), std::string::npos) << "a file on a disk has no seals";
+  ::close(file);
+  ::unlink(name);
+
+  char folder[] = "/tmp/kv-pipe-XXXXXX";
+  ASSERT_NE(::mkdtemp(folder), nullptr);
+  const std::string fifo = std::string(folder) + "/p";
+  ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
+  const int path_only = ::open(fifo.c_str(), O_PATH | O_CLOEXEC);  // /proc/<pid>/fd/N then opens the pipe anew: it has no writer
+  EXPECT_NE(why(path_only).find("not a memory region"), std::string::npos) << why(path_only);
+  ::close(path_only);
+  ::unlink(fifo.c_str());
+  ::rmdir(folder);
 }
 
 TEST_F(ShmFabricTest, RunsThatLeaveARegionAreRefused) {
