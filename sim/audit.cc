@@ -121,6 +121,14 @@ void PoolAudit::job_ends(transfer::Fabric::JobId id) {
   for (const std::int32_t b : node.mapped().blocks) --(node.mapped().writes ? use(BlockId(b)).fetches : use(BlockId(b)).digests);
 }
 
+void PoolAudit::read_by_peer(const std::vector<transfer::ByteRun>& runs) {
+  for (const auto& run : runs) {
+    const auto block = static_cast<std::int32_t>(run.source % view_.layer_stride / view_.block_stride);
+    if (pool_->references(BlockId(block)) < 1)
+      return fail("I2", "block " + std::to_string(block) + " is free or only cached while a peer fetches it");
+  }
+}
+
 // ---------------------------------------------------------------------------------------------------------------- checks
 
 void PoolAudit::check() {

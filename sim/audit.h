@@ -56,6 +56,8 @@ class PoolAudit {
   // --- from the fabric: a fetch writes its runs' targets, a digest reads them
   void job_begins(transfer::Fabric::JobId job, const std::vector<transfer::ByteRun>& runs, bool writes);
   void job_ends(transfer::Fabric::JobId job);
+  // A peer has read these runs' sources here, of an attempt that is under way.
+  void read_by_peer(const std::vector<transfer::ByteRun>& runs);
 
   // After every event of the process, O(blocks in use): what is read or written is held, and what a fetch writes is nobody else's.
   void check();

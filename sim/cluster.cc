@@ -33,6 +33,7 @@ worker::WorkerOptions worker_options(const WorkerShape& shape) {
   o.kv = shape.model.schema();
   o.max_model_len = shape.max_model_len;
   o.max_num_seqs = shape.max_num_seqs;
+  o.receiver.fetches_max = 1u << rng.below(7);
   return o;
 }
 
@@ -136,12 +137,12 @@ std::string WorkerProcess::held() const {
 }
 
 GatewayProcess::GatewayProcess(World& world, std::vector<gateway::WorkerConfig> workers, Duration ahead)
-    : world_(world), host_(world.queue, "gateway", ahead), client_(host_, world.network) {
+    : world_(world), host_(world.queue, "gateway", ahead), client_(host_, world.network), audit_(host_, client_, world.failures) {
   world.network.add(host_);
   gateway::GatewayOptions options;
   options.workers = std::move(workers);
   options.core.identity = Incarnation(1 + static_cast<std::uint64_t>(world.queue.now().time_since_epoch().count()));  // one a life
-  gateway_ = std::make_unique<gateway::Gateway>(host_, client_, std::move(options));
+  gateway_ = std::make_unique<gateway::Gateway>(host_, audit_, std::move(options));
 }
 
 GatewayProcess::~GatewayProcess() { world_.network.remove(host_); }

@@ -17,6 +17,7 @@
 #include "sim/fabric.h"
 #include "sim/host.h"
 #include "sim/http.h"
+#include "sim/leg_audit.h"
 #include "sim/model.h"
 #include "sim/network.h"
 #include "sim/scenario.h"
@@ -28,7 +29,7 @@ namespace baton::sim {
 // What all processes share: time, the record of what happened, the wires, the machine's memory.
 struct World {
   World(const Scenario& scenario, std::ostream* text)
-      : trace(text), network(queue, trace, scenario.seed, scenario.network), fabric(scenario.fabric) {}
+      : trace(text), network(queue, trace, scenario.seed, scenario.network), memories(scenario.faults.empty()), fabric(scenario.fabric) {}
   EventQueue queue;
   Trace trace;
   Network network;
@@ -105,6 +106,7 @@ class GatewayProcess {
   World& world_;
   Host host_;
   HttpClient client_;
+  LegAudit audit_;
   std::unique_ptr<gateway::Gateway> gateway_;
 };
 

@@ -14,18 +14,23 @@ std::size_t size_of(const Memory& memory) { return memory->size() * sizeof(std::
 
 }  // namespace
 
-std::int32_t Memories::add(Memory memory) {
-  memories_[next_] = std::move(memory);
+std::int32_t Memories::add(Memory memory, PoolAudit& audit) {
+  memories_[next_] = {std::move(memory), &audit};
   return next_++;
 }
 Memory Memories::find(std::int32_t pid) const {
   const auto found = memories_.find(pid);
-  return found == memories_.end() ? nullptr : found->second;
+  return found == memories_.end() ? nullptr : found->second.memory;
+}
+PoolAudit* Memories::keeper(std::int32_t pid) const {
+  const auto found = memories_.find(pid);
+  return found == memories_.end() || !links_last_ ? nullptr : found->second.audit;
 }
 
 struct Fabric::Region final : transfer::PeerRegion {
-  explicit Region(Memory m) : memory(std::move(m)) {}
+  Region(Memory m, std::int32_t p) : memory(std::move(m)), pid(p) {}
   const Memory memory;
+  const std::int32_t pid;
 };
 
 Fabric::Fabric(Host& host, Trace& trace, PoolAudit& audit, std::uint64_t seed, FabricModel model, Memories& memories,
@@ -38,7 +43,7 @@ Fabric::Fabric(Host& host, Trace& trace, PoolAudit& audit, std::uint64_t seed, F
       memories_(memories),
       view_(view),
       own_(std::move(own)),
-      pid_(memories.add(own_)),
+      pid_(memories.add(own_, audit)),
       self_(std::make_shared<Fabric*>(this)) {}
 
 Fabric::~Fabric() { memories_.remove(pid_); }
@@ -49,7 +54,7 @@ Result<std::shared_ptr<transfer::PeerRegion>> Fabric::open(const transfer::Sourc
   const Memory memory = memories_.find(region.pid);
   if (memory == nullptr || size_of(memory) < region.bytes)
     return {Code::kUnavailable, "no process " + std::to_string(region.pid) + " has this memory"};
-  return std::shared_ptr<transfer::PeerRegion>(std::make_shared<Region>(memory));
+  return std::shared_ptr<transfer::PeerRegion>(std::make_shared<Region>(memory, region.pid));
 }
 
 Fabric::JobId Fabric::fetch(std::shared_ptr<transfer::PeerRegion> peer, std::vector<transfer::ByteRun> runs, Done done) {
@@ -124,11 +129,14 @@ void Fabric::end() {
     trace_(host_.real_now(), host_.name(), "copy cancelled", job.id);
     return job.done(Status(Code::kCancelled, "cancelled"));
   }
-  copy(job, job.runs.size() / 2, job.runs.size());
+  if (job.peer) {
+    if (PoolAudit* source = memories_.keeper(job.peer->pid)) source->read_by_peer(job.runs);
+  }
   if (job.peer && faults_.lost_one_in > 0 && rng_.below(faults_.lost_one_in) == 0) {
     trace_(host_.real_now(), host_.name(), "copy lost", job.id);
     return job.done(Status(Code::kUnavailable, "the copy failed"));
   }
+  copy(job, job.runs.size() / 2, job.runs.size());
   damage(job, model_.damaged_one_in);
   damage(job, faults_.damaged_one_in);
   const transfer::Digest digest = transfer::digest_runs(bytes_of(own_), job.runs);

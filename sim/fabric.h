@@ -29,12 +29,21 @@ struct FabricModel {
 // Whose memory there is: what /proc/<pid>/fd/<fd> is to a machine.
 class Memories {
  public:
-  std::int32_t add(Memory memory);  // a new pid
+  // `links_last`: no link is ever lost, so that whoever is being read from knows it.
+  explicit Memories(bool links_last) : links_last_(links_last) {}
+  std::int32_t add(Memory memory, PoolAudit& audit);  // a new pid
   void remove(std::int32_t pid) { memories_.erase(pid); }
   Memory find(std::int32_t pid) const;
+  // That of a process which must keep what is read from it; null if there is none.
+  PoolAudit* keeper(std::int32_t pid) const;
 
  private:
-  std::map<std::int32_t, Memory> memories_;
+  struct Owned {
+    Memory memory;
+    PoolAudit* audit = nullptr;
+  };
+  const bool links_last_;
+  std::map<std::int32_t, Owned> memories_;
   std::int32_t next_ = 1;
 };
 

@@ -124,6 +124,8 @@ class Run {
     };
     if (target.digest_mismatches > 0 && world_.fabric.damaged_one_in == 0 && scenario_.faults.empty())
       fail("I6", worker.name() + " received damaged KV");
+    if (Status s = worker.node().check_books(); !s.ok()) fail("I18", worker.name() + ": " + s.message());
+    if (target.violations > 0) fail("I12", worker.name() + " was sent chunks or commits that no sound source says");
     const TimePoint deadline = std::min(target.next_deadline, worker.node().source_stats().next_deadline);
     if (lasts(" late", deadline < worker.host().clock().now(), std::chrono::seconds(1)))
       fail("I3", worker.name() + " has a hold past its deadline: " + worker.held());
@@ -135,6 +137,7 @@ class Run {
   void look(GatewayProcess& gateway) {
     const gateway::Stats s = gateway.gateway().stats();
     if (s.conflicts > 0) fail("I14", "two different tokens for one position");
+    if (s.garbage > 0) fail("I12", "the gateway was sent events that no sound worker sends");
     if (scenario_.no_retries &&
         s.retries_decode_failed + s.retries_prefill_failed + s.retries_nacked + s.waits_expired + s.fallbacks + s.resumed > 0)
       fail("I18", "something was tried again where nothing fails");

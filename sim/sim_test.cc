@@ -20,7 +20,7 @@ constexpr int kSeeds = 20;
 std::string why(const Scenario& scenario, const RunResult& result) {
   std::string text = summary(scenario, result);
   for (const auto& failure : result.failures) text += "\n    " + failure;
-  return text + "\n    reproduce: baton_sim --scenario " + scenario.name + " --seed " + std::to_string(result.seed) + " --trace";
+  return text + "\n    reproduce: baton simulate --scenario " + scenario.name + " --seeds " + std::to_string(result.seed) + " --trace";
 }
 
 class ScenarioTest : public ::testing::TestWithParam<std::string> {};

@@ -11,7 +11,7 @@ namespace {
 std::string why(const RunResult& result) {
   std::string text = summary(draw_swarm(result.seed), result);
   for (const auto& failure : result.failures) text += "\n    " + failure;
-  return text + "\n    reproduce: baton_sim --scenario swarm --seed " + std::to_string(result.seed) + " --trace";
+  return text + "\n    reproduce: baton simulate --seeds " + std::to_string(result.seed) + " --trace";
 }
 
 struct Sum {

@@ -21,6 +21,8 @@ EXAMPLES = {
     "bench-serve": [("200 pairs of lengths at 4 requests a second:",
                      "baton bench serve --dataset-name lengths --num-prompts 200 --request-rate 4")],
     "bench-engine": [("On one core:", "baton bench engine smollm2-135m --threads 1")],
+    "simulate": [("A thousand seeds:", "baton simulate --seeds 1..1000"),
+                 ("What a failure left behind, with every event:", "baton simulate --scenario failed-412.scenario --trace")],
     "worker": [("A prefill worker for a gateway of another terminal:", "baton worker smollm2-135m --name p0 --role prefill --port 9000")],
     "gateway": [("Over two workers:",
                  "baton gateway smollm2-135m --worker p0=prefill@127.0.0.1:9000 --worker d0=decode@127.0.0.1:9001")],

@@ -19,5 +19,6 @@ int run_pull(Args args);
 int run_bench(Args args);
 int run_chaos(Args args);
 int run_doctor(Args args);
+int run_simulate(Args args);
 
 }  // namespace baton::app

@@ -28,6 +28,7 @@ constexpr Command kCommands[] = {
     {"bench", "measure: bench serve (a server), bench engine (this machine)", baton::app::run_bench},
     {"chaos", "kill workers of a cluster of its own under load and see that no stream loses a token", baton::app::run_chaos},
     {"doctor", "look at this machine: CPU, memory, limits, and what to do about them", baton::app::run_doctor},
+    {"simulate", "a whole cluster under injected faults, from seeds: hunts and shrinks failures", baton::app::run_simulate},
     {"gateway", "the front end alone, over workers that run elsewhere", baton::app::run_gateway},
     {"worker", "one prefill, decode or aggregated worker alone", baton::app::run_worker},
 };

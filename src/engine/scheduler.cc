@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "base/mutant.h"
 #include "engine/scheduler_state.h"
 
 namespace baton::engine {
@@ -144,7 +145,7 @@ void Scheduler::unreserve(LeaseId lease) {
   const auto it = leases_.find(lease);
   if (it == leases_.end()) return;
   promised_blocks_ -= it->second.blocks;
-  promised_slots_ -= it->second.slots;
+  if (!BATON_MUTANT(credit_kept)) promised_slots_ -= it->second.slots;
   leases_.erase(it);
 }
 
@@ -167,11 +168,13 @@ Result<Grant> Scheduler::grant(LeaseId lease, wire::GenerateRequest request, Tim
   if (options_.prefix_cache) {
     extend_chain(sequence);
     cached = pool_.match(sequence.chain, sequence.blocks);
+    if (BATON_MUTANT(granted_prefix_not_pinned)) pool_.release(sequence.blocks);
     sequence.published = static_cast<std::size_t>(cached);
     counters_.prefix_queries += static_cast<std::uint64_t>(length);
     counters_.prefix_hits += static_cast<std::uint64_t>(cached) * static_cast<std::uint64_t>(options_.block_tokens);
   }
   BATON_CHECK(pool_.allocate(blocks_for(length) - cached, sequence.blocks));  // the credit was never lent out
+  if (BATON_MUTANT(published_at_grant)) sequence.computed = sequence.length(), publish(sequence);
   return Grant{.seq = group.id, .cached_tokens = cached * options_.block_tokens, .blocks = sequence.blocks};
 }
 
@@ -212,7 +215,7 @@ Status Scheduler::start_decode(SeqId request, std::vector<FirstToken> first) {
 void Scheduler::finish_choice(SeqId request, int choice) {
   Group* group = find(request);
   if (group == nullptr || !group->forked || group->purpose == Purpose::kHandoffSource) return;
-  const int offset = choice - group->request.first_choice;
+  const int offset = (choice - group->request.first_choice) ^ (BATON_MUTANT(wrong_choice_finished) ? 1 : 0);
   for (const auto& s : group->sequences) {
     if (s->choice != offset || (s->state != Sequence::State::kRunning && s->state != Sequence::State::kWaiting)) continue;
     end_choice(*s, {.choice = choice, .reason = wire::FinishReason::kStop, .stop_token = std::nullopt});
@@ -256,7 +259,7 @@ void Scheduler::detach(Sequence& s) {
   if (s.state == Sequence::State::kOver) return;
   dequeue(s);
   s.state = Sequence::State::kOver;
-  if (!s.in_step) give_back(s);
+  if (!s.in_step || BATON_MUTANT(freed_under_step)) give_back(s);
 }
 
 void Scheduler::give_back(Sequence& s) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "base/mutant.h"
 #include "engine/scheduler_state.h"
 
 namespace baton::engine {
@@ -22,7 +23,7 @@ std::int32_t Scheduler::blocks_for(std::int64_t tokens) const {
   return static_cast<std::int32_t>((tokens + options_.block_tokens - 1) / options_.block_tokens);
 }
 
-std::int32_t Scheduler::spare() const { return pool_.available() - promised_blocks_; }
+std::int32_t Scheduler::spare() const { return pool_.available() - (BATON_MUTANT(credit_lent_out) ? 0 : promised_blocks_); }
 
 int Scheduler::slots_used() const {
   int slots = 0;
@@ -171,10 +172,11 @@ void Scheduler::add_row(Sequence& s, std::int32_t end) {
   row.end = end;
   row.ids = &s.ids;
   row.blocks = &s.blocks;
+  row.report_layers = group.purpose == Purpose::kHandoffSource;
   if (end == s.length()) {
     row.sample = SampleSpec{.params = &group.request.sampling,
                             .seed = group.request.seed,
-                            .n_prompt = group.request.n_prompt,
+                            .n_prompt = BATON_MUTANT(emitted_taken_as_prompt) && row.report_layers ? end : group.request.n_prompt,
                             .first_choice = group.request.first_choice + s.choice,
                             .choices = group.slots()};
   }
@@ -184,7 +186,6 @@ void Scheduler::add_row(Sequence& s, std::int32_t end) {
   } else if (row.sample) {
     --logit_rows_left_;
   }
-  row.report_layers = group.purpose == Purpose::kHandoffSource;
   if (s.copy) plan_.copies.push_back(*s.copy);
   s.in_step = true;
   plan_.rows.push_back(std::move(row));
@@ -240,7 +241,7 @@ void Scheduler::extend_chain(Sequence& s) {
 }
 
 void Scheduler::publish(Sequence& s) {
-  const auto full = static_cast<std::size_t>(s.computed / options_.block_tokens);
+  const auto full = static_cast<std::size_t>((BATON_MUTANT(published_uncomputed) ? s.length() : s.computed) / options_.block_tokens);
   if (!options_.prefix_cache || s.published >= full) return;
   extend_chain(s);
   for (; s.published < full; ++s.published) pool_.publish(s.blocks[s.published], s.chain[s.published]);
@@ -308,7 +309,7 @@ void Scheduler::fork(Sequence& parent) {
   Group& group = *parent.group;
   group.forked = true;
   const auto full = static_cast<std::size_t>(parent.computed / options_.block_tokens);
-  const bool partial = parent.computed % options_.block_tokens != 0;
+  const bool partial = parent.computed % options_.block_tokens != 0 && !BATON_MUTANT(fork_shares_partial_block);
   for (int choice = 1; choice < group.request.n; ++choice) {
     auto child = std::make_unique<Sequence>();
     child->group = &group;
@@ -326,6 +327,7 @@ void Scheduler::fork(Sequence& parent) {
       child->computed = parent.computed;
       child->published = full;
       child->blocks.assign(parent.blocks.begin(), parent.blocks.begin() + static_cast<std::ptrdiff_t>(full));
+      if (BATON_MUTANT(fork_shares_partial_block)) child->blocks = parent.blocks;
       for (const BlockId b : child->blocks) pool_.share(b);
       if (partial) {
         BATON_CHECK(pool_.allocate(1, child->blocks));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/mutant.h"
 #include "gateway/request.h"
 #include "wire/trace_context.h"
 
@@ -318,6 +319,7 @@ void Core::lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> 
     if (leg.worker == worker && (!living || leg.incarnation != *living)) lost.push_back(id);
   const Status status(Code::kUnavailable, registry_.at(worker).name() + " " + why);
   room_changed_ = true;  // it may have been the last one: who waits must hear of it
+  if (BATON_MUTANT(queue_head_dropped) && !queue_.empty()) queue_.erase(queue_.begin());
   for (const LegId id : lost) {
     const auto leg = legs_.find(id);
     if (leg == legs_.end()) continue;  // went with its partner

@@ -101,6 +101,7 @@ struct Stats {
   std::uint64_t fallbacks = 0;                  // runs without a hand-off because a role had no worker
   std::uint64_t duplicates_dropped = 0;
   std::uint64_t conflicts = 0;  // two tokens for one position: must be zero
+  std::uint64_t garbage = 0;    // events that no sound worker sends
   std::uint64_t waits_expired = 0;
   std::uint64_t queued = 0;  // runs that had to wait for room
   std::uint64_t kv_bytes = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/mutant.h"
 #include "gateway/core.h"
 #include "gateway/request.h"
 #include "wire/trace_context.h"
@@ -34,11 +35,13 @@ wire::GenerateRequest Core::request_of(const Request& request, const Run& run, T
   wire::GenerateRequest sent = request.base;
   sent.first_choice = run.first;
   sent.n = run.n;
-  if (request.deadline != kNever) sent.timeout = std::max(Duration(1), request.deadline - now);
+  if (request.deadline != kNever && !BATON_MUTANT(deadline_not_sent)) sent.timeout = std::max(Duration(1), request.deadline - now);
   if (run.n != request.base.n) sent.id += "/" + std::to_string(run.first);  // for logs; no client's id has a slash
   if (run.emitted > 0) {
     const auto& tokens = request.choices[static_cast<std::size_t>(run.first - request.base.first_choice)].tokens();
     sent.ids.insert(sent.ids.end(), tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(run.emitted));
+    if (BATON_MUTANT(replay_moves_prompt_end)) sent.n_prompt = static_cast<std::int32_t>(sent.ids.size());
+    if (BATON_MUTANT(seed_drawn_again)) sent.seed += request.attempts;
   }
   if (!request.wants_prompt_logprobs()) sent.sampling.prompt_logprobs = -1;
   return sent;
@@ -79,7 +82,7 @@ void Core::end_leg(LegId id) {
   --worker.legs;
   worker.blocks_promised -= leg.blocks;
   worker.prefill_tokens -= leg.tokens;
-  worker.sequences -= leg.sequences;
+  if (!BATON_MUTANT(charge_kept)) worker.sequences -= leg.sequences;
   if (!leg.prefill) room_changed_ = true;
   if (Request* request = find(leg.request)) {
     Run& run = request->runs[leg.run];
@@ -229,6 +232,7 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
   served.attempts = static_cast<int>(request.attempts);
   served.prefill_worker = worker.name();
   served.disaggregated = true;
+  if (BATON_MUTANT(usage_counts_replay)) served.prompt_tokens = static_cast<std::int32_t>(sent.ids.size());
   std::string detail = worker.name();
   if (worker.status.numerics_id != decoder.status.numerics_id)
     detail +=
@@ -392,6 +396,7 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
     garbage(request, id, now, what);
   };
   for (wire::TokenEvent& token : tokens) {
+    if (BATON_MUTANT(continuation_off_by_one) && run.emitted > 0) ++token.position;
     const int choice = token.choice;
     const std::int32_t position = token.position;
     if (choice < run.first || choice >= run.first + run.n) return nonsense("token of choice " + std::to_string(choice));
@@ -539,6 +544,7 @@ void Core::on_leg_end(TimePoint now, LegId id, const LegEnd& end) {
 }
 
 void Core::garbage(Request& request, LegId id, TimePoint now, const std::string& what) {
+  ++stats_.garbage;
   actions_.push_back(CancelLeg{id});
   leg_failed(request, id, now, Status(Code::kDataLoss, registry_.at(legs_.at(id).worker).name() + " sent nonsense: " + what), false);
 }
@@ -593,7 +599,7 @@ void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now
     if (!count_failure(request, run, now, status)) return;
     if (give_lease_up(request, run_index, now)) return;
   }
-  run.attempt = Attempt(++request.attempts);
+  run.attempt = Attempt(BATON_MUTANT(retry_keeps_attempt) ? request.attempts : ++request.attempts);
   start_prefill(request, run_index, now);
 }
 

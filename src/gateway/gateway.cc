@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "base/log.h"
+#include "base/mutant.h"
 #include "gateway/line_splitter.h"
 
 namespace baton::gateway {
@@ -138,7 +139,9 @@ class Gateway::Impl : public std::enable_shared_from_this<Gateway::Impl> {
   // --- actions
   void execute(StartDecode& a) { start_leg(a.leg, a.worker, "/internal/decode", wire::to_json(a.body)); }
   void execute(StartPrefill& a) { start_leg(a.leg, a.worker, "/internal/prefill", wire::to_json(a.body)); }
-  void execute(CancelLeg& a) { drop_leg(a.leg); }
+  void execute(CancelLeg& a) {
+    if (!BATON_MUTANT(cancel_not_forwarded)) drop_leg(a.leg);
+  }
   void execute(PollNow& a) {
     Poller& poller = at(a.worker);
     if (poller.call) {

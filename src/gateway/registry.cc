@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "base/mutant.h"
+
 namespace baton::gateway {
 namespace {
 
@@ -53,6 +55,7 @@ Registry::Change Registry::on_status(TimePoint now, WorkerId id, const wire::Wor
   Worker& worker = at(id);
   const bool first = worker.liveness == Liveness::kUnknown;
   const bool restarted = !first && worker.status.incarnation != status.incarnation;
+  if (restarted && BATON_MUTANT(old_incarnation_believed)) return Change::kNone;
   if (restarted) worker.prefixes.clear();
   if (first || restarted || status.steps != worker.status.steps || status.running + status.waiting == 0) worker.progress_at = now;
   worker.stalled = now - worker.progress_at >= options_.stalled_after;

@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "base/mutant.h"
+
 namespace baton::kv {
 
 BlockPool::BlockPool(std::int32_t blocks) : blocks_(static_cast<std::size_t>(blocks)), index_(blocks) {
@@ -45,7 +47,7 @@ bool BlockPool::allocate(std::int32_t count, std::vector<BlockId>& out) {
       block = oldest_;
       Block& b = blocks_[static_cast<std::size_t>(block)];
       unlink(b);
-      index_.erase(b.hash);
+      if (!BATON_MUTANT(evicted_block_found)) index_.erase(b.hash);
       b.published = false;
     }
     blocks_[static_cast<std::size_t>(block)].references = 1;

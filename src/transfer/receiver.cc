@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/mutant.h"
 #include "transfer/relayout.h"
 
 namespace baton::transfer {
@@ -225,6 +226,7 @@ void Receiver::on(TimePoint now, LinkId link, Attach m) {
 }
 
 void Receiver::begin_attempt(TimePoint now, Lease& lease, LinkId link, const Attach& m) {
+  BATON_CHECK_MSG(m.key.attempt > lease.attempt && lease.state != State::kCommitted, "attempts only grow, and none follows a commit");
   lease.attempt = m.key.attempt;
   lease.link = link;
   lease.announced.clear();
@@ -286,9 +288,12 @@ Status Receiver::check_chunk(const Lease& lease, const Link& link, const Chunk& 
 }
 
 void Receiver::on(TimePoint now, LinkId link, Chunk m) {
-  Lease* lease = current(link, m.key);
+  Lease* lease = BATON_MUTANT(chunk_of_any_epoch) ? find(m.key.lease) : current(link, m.key);
   if (lease == nullptr) return;
-  if (Status s = check_chunk(*lease, links_.at(link), m); !s.ok()) return fail_attempt(now, *lease, s, /*tell_source=*/true);
+  if (Status s = check_chunk(*lease, links_.at(link), m); !s.ok()) {
+    ++totals_.violations;
+    return fail_attempt(now, *lease, s, /*tell_source=*/true);
+  }
   auto& rects = lease->announced[m.layer];
   if (!rects.empty() && rects.back().heads == m.heads && rects.back().tokens.end == m.tokens.begin) {
     rects.back().tokens.end = m.tokens.end;
@@ -330,9 +335,9 @@ void Receiver::fetched(TimePoint now, std::uint64_t fetch, Result<Digest> digest
     if (lease->in_flight == 0) quiet(now, *lease);
   } else if (lease->epoch == f.epoch) {
     const std::string where = "layer " + std::to_string(f.layer) + ", tokens " + text(f.tokens);
-    if (!digest.ok()) {
+    if (!digest.ok() && !BATON_MUTANT(failed_fetch_counted)) {
       fail_attempt(now, *lease, digest.status().with_context("fetch of " + where), /*tell_source=*/true);
-    } else if (*digest != f.expected) {
+    } else if (digest.ok() && *digest != f.expected && !BATON_MUTANT(digest_not_compared)) {
       ++totals_.digest_mismatches;
       fail_attempt(now, *lease, Status(Code::kDataLoss, "digest of " + where + " does not match"), /*tell_source=*/true);
     } else {
@@ -358,22 +363,26 @@ void Receiver::on(TimePoint now, LinkId link, Commit m) {
   if (Lease* done = find(m.key.lease); done != nullptr && done->state == State::kCommitted && done->key() == m.key) {
     return send(link, Ack{m.key});
   }
-  Lease* lease = current(link, m.key);
+  Lease* lease = BATON_MUTANT(commit_of_any_epoch) ? find(m.key.lease) : current(link, m.key);
   if (lease == nullptr) return send(link, Nack{m.key, Status(Code::kCancelled, "this attempt is over")});
   if (lease->state == State::kVerifying) return;  // said twice
   Status s = check_first(*lease, m.first);
   if (s.ok() && lease->announced_area != full_area(*lease))
     s = Status(Code::kDataLoss, "the commit does not cover every layer, head and token");
-  if (!s.ok()) return fail_attempt(now, *lease, s, /*tell_source=*/true);
+  if (!s.ok()) {
+    ++totals_.violations;
+    return fail_attempt(now, *lease, s, /*tell_source=*/true);
+  }
   lease->first = std::move(m.first);
   enter(now, *lease, State::kVerifying);
+  if (BATON_MUTANT(acked_before_proof)) send(link, Ack{m.key});
   commit_if_proven(now, *lease);
 }
 
 // Announced ranges are disjoint and inside the full range, so equal areas mean that every (layer, head, token) was verified exactly once.
 void Receiver::commit_if_proven(TimePoint now, Lease& lease) {
-  if (lease.verified_area != full_area(lease)) return;
-  BATON_CHECK(lease.in_flight == 0);
+  if (lease.verified_area != full_area(lease) && !BATON_MUTANT(committed_before_proof)) return;
+  if (!BATON_MUTANT(committed_before_proof)) BATON_CHECK(lease.in_flight == 0);
   enter(now, lease, State::kCommitted);
   lease.announced.clear();
   const auto bytes = static_cast<std::uint64_t>(lease.verified_area) * 2 * local_.row_bytes;
@@ -411,13 +420,15 @@ void Receiver::fail_attempt(TimePoint now, Lease& lease, Status why, bool tell_s
     if (f.lease == lease.spec.lease) actions_.push_back(CancelFetch{id});
   }
   enter(now, lease, State::kAborting);
-  if (lease.in_flight == 0) quiet(now, lease);
+  lease.ending |= tell_source && BATON_MUTANT(lease_lost_on_nack);
+  if (lease.in_flight == 0 || (BATON_MUTANT(granted_before_quiet) && !lease.ending)) quiet(now, lease);
 }
 
 void Receiver::end_lease(TimePoint now, Lease& lease, Status why, bool tell_gateway) {
   if (lease.ending) return;
   lease.ending = true;
   if (tell_gateway) actions_.push_back(LeaseFailed{lease.spec.lease, why});
+  if (BATON_MUTANT(freed_under_fetch)) actions_.push_back(FreeLease{lease.spec.lease});
   if (lease.next) send(lease.next->first, Refuse{lease.next->second.key, why});
   lease.next.reset();
   switch (lease.state) {
@@ -436,7 +447,7 @@ void Receiver::end_lease(TimePoint now, Lease& lease, Status why, bool tell_gate
 
 // No fetch of this lease is in flight: its blocks may be freed or written again. The lease may be gone after this.
 void Receiver::quiet(TimePoint now, Lease& lease) {
-  BATON_CHECK(lease.in_flight == 0);
+  if (!BATON_MUTANT(granted_before_quiet)) BATON_CHECK(lease.in_flight == 0);
   for (auto& [link, key] : std::exchange(lease.abort_acks, {})) send(link, AbortAck{key});
   if (lease.ending) {
     actions_.push_back(FreeLease{lease.spec.lease});

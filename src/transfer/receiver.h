@@ -142,6 +142,7 @@ class Receiver {
     int by_state[kStates] = {};
     std::size_t links = 0, fetches_in_flight = 0;
     std::uint64_t committed = 0, nacked = 0, stale = 0, digest_mismatches = 0, kv_bytes = 0;
+    std::uint64_t violations = 0;      // chunks and commits that no sound source says
     Duration oldest_held{};            // longest time that a lease has been in its state
     TimePoint next_deadline = kNever;  // of any wait
   };

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/mutant.h"
+
 namespace baton::transfer {
 
 std::string_view to_string(Sender::State state) {
@@ -28,7 +30,7 @@ void Sender::attach(TimePoint now) {
 }
 
 void Sender::layer_ready(TimePoint now, std::int32_t layer, std::int32_t begin, std::int32_t end) {
-  Layer& l = layers_.at(static_cast<std::size_t>(layer));
+  Layer& l = layers_.at(static_cast<std::size_t>(BATON_MUTANT(announced_unwritten) ? spec_.layers - 1 - layer : layer));
   BATON_CHECK_MSG(begin <= l.ready && end <= spec_.n_tokens, "layer reports leave no gap");
   l.ready = std::max(l.ready, end);
   if (layer == spec_.layers - 1 && end == spec_.n_tokens) early_ = fetched_;
@@ -103,8 +105,8 @@ void Sender::pump(TimePoint now) {
     digests_[next_digest_] = {static_cast<std::int32_t>(i), tokens};
     actions_.push_back(DigestChunk{next_digest_++, static_cast<std::int32_t>(i), spec_.heads, tokens});
   }
-  const bool all_announced =
-      digests_.empty() && std::all_of(layers_.begin(), layers_.end(), [&](const Layer& l) { return l.cut >= spec_.n_tokens; });
+  const bool all_announced = (digests_.empty() || BATON_MUTANT(committed_before_last_chunk)) &&
+                             std::all_of(layers_.begin(), layers_.end(), [&](const Layer& l) { return l.cut >= spec_.n_tokens; });
   if (first_.empty() || !all_announced) return;
   state_ = State::kCommitting;
   deadline_ = std::min(spec_.deadline, now + options_.commit_timeout);

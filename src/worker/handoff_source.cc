@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/mutant.h"
 #include "transfer/relayout.h"
 
 namespace baton::worker {
@@ -254,8 +255,9 @@ void HandoffSource::act(Key key) {
     while (p.tries.size() > 1 && p.tries.front().sender->over()) p.tries.erase(p.tries.begin());
     if (!again && !p.wanted && last_is_over && p.tries.size() == 1) {
       const SeqId seq = p.seq;
+      const bool kept = BATON_MUTANT(source_kept_on_cancel) && p.sender().state() == Sender::State::kAborted;
       prompts_.erase(it);
-      engine_.release(seq);
+      if (!kept) engine_.release(seq);
       break;
     }
   }
@@ -267,6 +269,7 @@ void HandoffSource::act(Key key, Prompt& p, std::uint64_t number, Sender::Action
   const auto of = std::find_if(p.tries.begin(), p.tries.end(), [&](const Try& t) { return t.number == number; });
   if (auto* a = std::get_if<Sender::Send>(&action)) {
     links_.send(of->peer, a->message);
+    if (BATON_MUTANT(freed_before_ack) && std::holds_alternative<transfer::Commit>(a->message)) engine_.release(p.seq);
   } else if (auto* a = std::get_if<Sender::DigestChunk>(&action)) {
     digest(key, p, number, *a);
   } else if (auto* a = std::get_if<Sender::Outcome>(&action)) {

@@ -37,6 +37,7 @@ class HandoffTarget {
   // The leg is over, for whatever reason: cancels what still runs, forgets the rest. No call to the sink after it. Idempotent.
   void close(LeaseId lease);
   void finish_choice(LeaseId lease, int choice);
+  bool holds(LeaseId lease) const { return leases_.contains(lease); }
 
   // A link that a source has opened.
   void accept(std::unique_ptr<net::Link> link);

@@ -1,5 +1,7 @@
 #include "worker/legs.h"
 
+#include "base/mutant.h"
+
 namespace baton::worker {
 
 void DecodeLegSink::on_committed(Attempt attempt, std::vector<wire::TokenEvent> first, std::uint64_t kv_bytes, std::int32_t cached_tokens) {
@@ -38,6 +40,7 @@ void PrefillLegSink::on_started(std::int32_t cached_tokens) {
 
 void PrefillLegSink::on_first(const std::vector<engine::PrefillSink::First>& first) {
   first_ = first;
+  if (BATON_MUTANT(first_token_lost)) return;
   for (const auto& f : first) stream_->token(f.token);
 }
 

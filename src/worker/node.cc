@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/mutant.h"
 #include "wire/trace_context.h"
 #include "worker/legs.h"
 
@@ -129,8 +130,16 @@ void Node::close_leg(LegNo no) {
   if (node.empty()) return;
   const LegStream& stream = *node.mapped().stream;
   if (!stream.ended()) log::debug(stream.subject().about(), "{} was closed", stream.subject().what);
-  if (node.mapped().lease) target_.close(*node.mapped().lease);
+  if (node.mapped().lease && !BATON_MUTANT(lease_kept_on_cancel)) target_.close(*node.mapped().lease);
   if (node.mapped().handoff) source_.close(*node.mapped().handoff);
+}
+
+Status Node::check_books() const {
+  for (const auto& [no, leg] : legs_) {
+    if (leg.lease && !target_.holds(*leg.lease))
+      return {Code::kInternal, "the decode leg of " + leg.stream->subject().request + " is open, but its lease is gone"};
+  }
+  return {};
 }
 
 void Node::accept_leg(LegNo no, Leg leg, net::HttpResponder& responder) {

@@ -37,7 +37,8 @@ class Node {
   wire::WorkerStatus status() const;
   void drain(Duration limit, std::function<void()> done);
 
-  // What it holds at this moment, for tests and the simulation.
+  // What it holds at this moment, for tests and the simulation; check_books() says that the lease of every open leg is there.
+  Status check_books() const;
   std::size_t open_legs() const { return legs_.size(); }
   transfer::Receiver::Stats target_stats() const { return target_.stats(); }
   HandoffSource::Stats source_stats() const { return source_.stats(); }

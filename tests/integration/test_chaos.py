@@ -82,7 +82,10 @@ class ChaosTest(harness.BatonTest):
             name = rng.choice(["p0", "p1", "d0", "d1"])
             pid = self.server.child(name)
             if pid > 0:
-                os.kill(pid, signal.SIGKILL)
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:  # gone since the last look
+                    continue
                 killed.append(name)
         for c in clients:
             c.join(60)
