@@ -170,6 +170,8 @@ class GatewayProcess {
       options.workers.push_back(std::move(config));
     }
     options.core.identity = Incarnation(entropy_u64());
+    options.core.registry.progress_timeout = Duration(static_cast<std::int64_t>(flags_.front.progress_timeout_s * 1e6));
+    options.poll_timeout = options.core.registry.progress_timeout / 2;  // two missed polls within it
     options.core.fallback = flags_.front.fallback == "local" ? gateway::Fallback::kLocal : gateway::Fallback::kFail;
     options.core.requests_max = static_cast<std::size_t>(flags_.front.max_requests);
     client_ = net::HttpClient::create(loop_);

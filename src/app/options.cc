@@ -126,6 +126,11 @@ void FrontFlags::add_to(CLI::App& app) {
       ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str()
       ->group(group);
+  app.add_option("--progress-timeout", progress_timeout_s,
+                 "seconds after which a worker that is silent, or whose step does not end, loses its requests to others")
+      ->check(CLI::Range(0.5, 3600.0))
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--stats-interval", stats_interval_s, "seconds between statistics lines, 0 for none")
       ->check(CLI::Range(0, 86400))
       ->capture_default_str()
@@ -139,6 +144,7 @@ std::vector<std::string> FrontFlags::args() const {
                                   "--max-requests",      std::to_string(max_requests),
                                   "--request-timeout",   fmt::format("{}", request_timeout_s),
                                   "--shutdown-timeout",  fmt::format("{}", shutdown_timeout_s),
+                                  "--progress-timeout",  fmt::format("{}", progress_timeout_s),
                                   "--stats-interval",    std::to_string(stats_interval_s)};
   const auto add_list = [&](const char* flag, const std::vector<std::string>& values) {
     if (values.empty()) return;

@@ -57,6 +57,7 @@ struct FrontFlags {
   int max_requests = 4096;
   double request_timeout_s = 1800;
   double shutdown_timeout_s = 30;
+  double progress_timeout_s = 1;
   int stats_interval_s = 10;
 
   void add_to(CLI::App& app);

@@ -9,10 +9,16 @@
 namespace baton::engine {
 namespace {
 
+constexpr Duration kUnmeasured = std::chrono::seconds(10);  // allowed to the first step of a kind, on however slow a machine
+
 class EngineImpl final : public Engine {
  public:
   EngineImpl(net::Executor& loop, std::unique_ptr<StepExecutor> executor, const EngineOptions& options)
-      : loop_(loop), scheduler_(options), executor_(std::move(executor)), self_(std::make_shared<EngineImpl*>(this)) {
+      : loop_(loop),
+        max_step_(options.max_step),
+        scheduler_(options),
+        executor_(std::move(executor)),
+        self_(std::make_shared<EngineImpl*>(this)) {
     // The executor may have posted a callback that runs after this engine is gone.
     std::weak_ptr<EngineImpl*> weak = self_;
     executor_->start({.on_result =
@@ -80,7 +86,12 @@ class EngineImpl final : public Engine {
 
   void on_blocks_lacking(std::function<void(std::int32_t)> lacking) override { lacking_ = std::move(lacking); }
 
-  EngineStatus status() const override { return scheduler_.status(); }
+  EngineStatus status() const override {
+    EngineStatus s = scheduler_.status();
+    if (scheduler_.step_running()) s.step_running = now() - submitted_at_;
+    s.step_budget = std::max({max_step_, slowest_step_, s.step_unmeasured ? kUnmeasured : Duration(0)});
+    return s;
+  }
   Status check() const override { return scheduler_.check(); }
   const kv::BlockPool& pool() const override { return scheduler_.pool(); }
 
@@ -141,7 +152,10 @@ class EngineImpl final : public Engine {
   // The device first, then the clients: delivery overlaps with the step.
   void pump() {
     scheduler_.expire(now());
-    if (const StepPlan* plan = scheduler_.schedule()) executor_->submit(*plan);
+    if (const StepPlan* plan = scheduler_.schedule()) {
+      submitted_at_ = now();
+      executor_->submit(*plan);
+    }
     deliver();
     (void)tell_lacking();
     set_timer();
@@ -155,6 +169,8 @@ class EngineImpl final : public Engine {
   }
 
   void on_result(StepResult& result) {
+    // A step that took exceptionally long is forgotten within some tens of others.
+    slowest_step_ = std::max(now() - submitted_at_, slowest_step_ - slowest_step_ / 16);
     scheduler_.on_result(result);
     pump();
   }
@@ -263,6 +279,7 @@ class EngineImpl final : public Engine {
   }
 
   net::Executor& loop_;
+  const Duration max_step_;
   Scheduler scheduler_;
   std::unique_ptr<StepExecutor> executor_;  // after the scheduler: its thread reads the plan until it is joined
   std::map<SeqId, Client> clients_;
@@ -270,6 +287,8 @@ class EngineImpl final : public Engine {
   std::uint64_t refused_id_ = 0;
   std::vector<Output> delivery_;
   bool kicked_ = false, delivering_ = false;
+  TimePoint submitted_at_{};  // of the running step
+  Duration slowest_step_{};   // of late
   TimePoint timer_at_ = kNever;
   net::Executor::TimerId timer_ = 0;
   std::shared_ptr<EngineImpl*> self_;  // whoever outlives the engine holds it weakly

@@ -109,6 +109,20 @@ TEST_F(EngineTest, GeneratesInOrderAndNeverBeforeReturning) {
   EXPECT_EQ(rig_.engine->status().blocks_free + rig_.engine->status().blocks_cached, 32);
 }
 
+TEST_F(EngineTest, TheAgeOfAStepAndWhatItMayTakeAreKnown) {
+  EXPECT_EQ(rig_.engine->status().step_running, Duration(0));
+  const auto sink = std::make_shared<Sink>();
+  const auto call = rig_.engine->generate(request(20, 3), sink);
+  run(Duration(150));
+  EXPECT_EQ(rig_.engine->status().step_running, Duration(150));
+  EXPECT_GE(rig_.engine->status().step_budget, std::chrono::seconds(10)) << "nobody knows yet what a prefill takes here";
+  run();
+  EXPECT_TRUE(sink->done.has_value());
+  EXPECT_EQ(rig_.engine->status().step_running, Duration(0));
+  EXPECT_GT(rig_.engine->status().step_budget, Duration(0));
+  EXPECT_LE(rig_.engine->status().step_budget, Duration(1800)) << "the longest step took that";
+}
+
 TEST_F(EngineTest, ARefusalComesAsDoneAfterReturning) {
   const auto sink = std::make_shared<Sink>();
   const auto call = rig_.engine->generate(request(300, 3), sink);

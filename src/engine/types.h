@@ -34,6 +34,9 @@ struct EngineStatus {
   std::uint64_t steps = 0, prompt_tokens = 0, prompt_tokens_computed = 0, generation_tokens = 0, preemptions = 0;
   std::uint64_t prefix_queries = 0, prefix_hits = 0;  // in tokens
   bool failed = false;                                // the executor died; nothing runs any more
+  Duration step_running{};                            // age of the running step; 0: none runs
+  Duration step_budget{};                             // what it may take: max_step, or what steps took of late, whichever is more
+  bool step_unmeasured = false;                       // the running step is the first of its kind: nobody knows what it takes
 };
 
 // The first token of one choice, and whether the choice ends with it.

@@ -304,12 +304,13 @@ bool Core::only_preempted(Request& request, const Run& run, TimePoint now) const
 void Core::on_status(TimePoint now, WorkerId worker, const wire::WorkerStatus& status) {
   const auto change = registry_.on_status(now, worker, status);
   if (change == Registry::Change::kRestarted) lose_legs(now, worker, status.incarnation, "restarted");
+  if (change == Registry::Change::kHung) lose_legs(now, worker, std::nullopt, registry_.at(worker).problem);
   room_changed_ = true;
   sweep(now);
 }
 
 void Core::on_poll_failed(TimePoint now, WorkerId worker, bool unreachable, const std::string& why) {
-  if (registry_.on_poll_failed(worker, unreachable, why) == Registry::Change::kLost) lose_legs(now, worker, std::nullopt, "died: " + why);
+  if (registry_.on_poll_failed(now, worker, unreachable, why) == Registry::Change::kLost) lose_legs(now, worker, std::nullopt, "died: " + why);
 }
 
 // Fails the legs on a worker, except those to the incarnation that lives.

@@ -260,6 +260,7 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
   const Leg leg = found->second;
   Request& request = *find(leg.request);
   Run& run = request.runs[leg.run];
+  registry_.on_heard(now, leg.worker);
   const auto offset_ms = [&] { return to_ms(now - request.arrival); };
   const std::string& worker = registry_.at(leg.worker).name();
   wire::Served& served = request.record.served;
@@ -304,6 +305,10 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                  [&](wire::PromptLogprobs& e) { deliver_prompt_logprobs(request, now, std::move(e)); },
                  [&](const wire::Served& e) { merge_served(request, leg, e); },
                  [&](const wire::Done&) { on_done(request, id, now); },
+                 [&](const wire::Alive&) {},
+                 [&](const wire::Draining&) {
+                   if (leg.incarnation == registry_.at(leg.worker).status.incarnation) registry_.on_draining(leg.worker);
+                 },
                  [&](const wire::Failed& e) { leg_failed(request, id, now, e.status.with_context(worker), false); },
              },
              event);
@@ -533,7 +538,7 @@ void Core::on_leg_end(TimePoint now, LegId id, const LegEnd& end) {
       leg_failed(request, id, now, broken(end.status), false);
       break;
     case LegEnd::Kind::kUnreachable: {
-      const auto change = registry_.on_poll_failed(worker, true, end.status.message());
+      const auto change = registry_.on_poll_failed(now, worker, true, end.status.message());
       actions_.push_back(PollNow{worker});
       leg_failed(request, id, now, broken(end.status), false);
       if (change == Registry::Change::kLost) lose_legs(now, worker, std::nullopt, "died: " + end.status.message());

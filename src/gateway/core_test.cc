@@ -499,15 +499,42 @@ TEST_F(CoreTest, ADeadWorkerFailsItsLegsAtOnce) {
   submit(request_of({1, 2, 3}));
   up_to_commit(3, 50);
   const WorkerId d0(1);
-  core_->on_poll_failed(now_, d0, false, "time-out");
-  core_->on_poll_failed(now_, d0, false, "time-out");
+  core_->on_poll_failed(now_ + 700 * kMs, d0, false, "time-out");
   pump();
   EXPECT_TRUE(done_.empty());
-  core_->on_poll_failed(now_, d0, false, "time-out");
+  core_->on_poll_failed(now_ + 1200 * kMs, d0, false, "time-out");
   pump();
   ASSERT_EQ(done_.size(), 1u);
   EXPECT_EQ(done_[0].code(), Code::kUnavailable);
   EXPECT_EQ(core_->open_legs(), 0u);
+}
+
+TEST_F(CoreTest, AWorkerWhoseStepHangsLosesItsLegs) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  up_to_commit(3, 50);
+  const std::string first = worker(decodes_[0].worker);
+  wire::WorkerStatus hangs = healthy(first, Role::kDecode);
+  hangs.running = 1, hangs.step_running_ms = 1100, hangs.step_budget_ms = 100;
+  core_->on_status(now_, decodes_[0].worker, hangs);
+  pump();
+  EXPECT_THAT(cancelled_, ElementsAre(decodes_[0].leg, prefills_[0].leg));
+  ASSERT_EQ(decodes_.size(), 2u);
+  EXPECT_NE(worker(decodes_[1].worker), first);
+  EXPECT_THAT(decodes_[1].body.request.ids, ElementsAre(1, 2, 3, 50));
+}
+
+TEST_F(CoreTest, ALegThatSaysDrainingKeepsNewRequestsAway) {
+  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
+  submit(request_of({1, 2, 3}));
+  event(decode(), wire::Reserved{LeaseId(77)});
+  const std::string first = worker(decode_worker());
+  event(decode(), wire::Draining{});
+  EXPECT_FALSE(core_->registry().at(decode_worker()).usable());
+  for (int i = 0; i < 3; ++i) {
+    submit(request_of({4, 5, 6}));
+    EXPECT_NE(worker(decode_worker()), first);
+  }
 }
 
 TEST_F(CoreTest, ARestartedWorkerLosesTheLegsOfItsOldLife) {

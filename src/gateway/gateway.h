@@ -20,7 +20,7 @@ struct GatewayOptions {
   std::vector<WorkerConfig> workers;  // a static registry; a worker may come up later, or never
   CoreOptions core;                   // fallback, requests_max, waits
   Duration poll_interval = std::chrono::milliseconds(200);
-  Duration poll_timeout = std::chrono::seconds(1);
+  Duration poll_timeout = std::chrono::milliseconds(500);  // two of them within the progress time-out
   // After a leg broke: the requests that were on the worker wait for this answer, if there is no other worker.
   Duration suspect_poll_timeout = std::chrono::milliseconds(500);
   std::size_t line_bytes_max = 16u << 20;  // of one event from a worker (prompt log-probabilities are long); beyond, the leg is cut

@@ -99,17 +99,17 @@ TEST_F(PlacementTest, RolesDecideWhoDoesWhat) {
   };
   build({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"b0", Role::kBoth}});
   EXPECT_EQ(where(), std::tuple(1, false, false));
-  registry_->on_poll_failed(WorkerId(1), true, "refused");
+  registry_->on_poll_failed(TimePoint{}, WorkerId(1), true, "refused");
   EXPECT_EQ(where(), std::tuple(2, false, false)) << "a worker of both roles decodes for the prefill worker";
-  registry_->on_poll_failed(WorkerId(0), true, "refused");
+  registry_->on_poll_failed(TimePoint{}, WorkerId(0), true, "refused");
   EXPECT_EQ(where(), std::tuple(2, true, false)) << "aggregated, as meant";
   EXPECT_TRUE(registry_->ready());
   report(1, [](auto&) {});
-  registry_->on_poll_failed(WorkerId(2), true, "refused");
+  registry_->on_poll_failed(TimePoint{}, WorkerId(2), true, "refused");
   EXPECT_EQ(where(), std::tuple(1, true, true)) << "decode alone";
   EXPECT_FALSE(registry_->ready());
   EXPECT_FALSE(Placement(*registry_).decode(need(8), {}, Fallback::kFail).ok());
-  registry_->on_poll_failed(WorkerId(1), true, "refused");
+  registry_->on_poll_failed(TimePoint{}, WorkerId(1), true, "refused");
   report(0, [](auto&) {});
   EXPECT_EQ(where(), std::tuple(0, true, true)) << "prefill alone";
 }
@@ -142,7 +142,7 @@ TEST_F(PlacementTest, IncompatibleWorkersAreNamedWithTheDifference) {
   EXPECT_TRUE(registry_->ready()) << "numerics may differ";
   // Once nobody serves the old model any more, the new one is welcome: a rolling change of model.
   report(1, [](auto& s) { s.model_digest = "m2"; });
-  registry_->on_poll_failed(WorkerId(0), true, "refused");
+  registry_->on_poll_failed(TimePoint{}, WorkerId(0), true, "refused");
   report(1, [](auto& s) { s.model_digest = "m2"; });
   EXPECT_EQ(registry_->at(WorkerId(1)).liveness, Liveness::kAlive);
 }
@@ -162,21 +162,53 @@ TEST_F(PlacementTest, HealthMeansProgress) {
   EXPECT_TRUE(step(6, 1, 101));
 }
 
-TEST_F(PlacementTest, DeathIsOneRefusalOrThreeMisses) {
+TEST_F(PlacementTest, DeathIsOneRefusalOrSilenceForTheProgressTimeout) {
   build({{"d0", Role::kBoth}});
   const WorkerId id(0);
-  EXPECT_EQ(registry_->on_poll_failed(id, false, "slow"), Registry::Change::kNone);
-  EXPECT_EQ(registry_->on_poll_failed(id, false, "slow"), Registry::Change::kNone);
-  report(0, [](auto&) {});
-  EXPECT_EQ(registry_->on_poll_failed(id, false, "slow"), Registry::Change::kNone) << "an answer in between counts";
-  EXPECT_EQ(registry_->on_poll_failed(id, false, "slow"), Registry::Change::kNone);
-  EXPECT_EQ(registry_->on_poll_failed(id, false, "slow"), Registry::Change::kLost);
-  EXPECT_EQ(registry_->on_poll_failed(id, false, "slow"), Registry::Change::kNone) << "lost once";
-  report(0, [](auto&) {});
-  EXPECT_EQ(registry_->on_poll_failed(id, true, "refused"), Registry::Change::kLost);
-  report(0, [](auto&) {});
+  const auto fail = [&](int at_ms, bool unreachable = false) {
+    return registry_->on_poll_failed(TimePoint{} + std::chrono::milliseconds(at_ms), id, unreachable, unreachable ? "refused" : "slow");
+  };
+  EXPECT_EQ(fail(1500), Registry::Change::kNone) << "one missed poll may be the gateway's own pause";
+  report(0, [](auto&) {}, std::chrono::milliseconds(1600));
+  EXPECT_EQ(fail(2100), Registry::Change::kNone) << "an answer in between counts";
+  EXPECT_EQ(fail(2599), Registry::Change::kNone) << "two misses, but heard of within the second";
+  EXPECT_EQ(fail(2600), Registry::Change::kLost);
+  EXPECT_EQ(fail(2700), Registry::Change::kNone) << "lost once";
+  report(0, [](auto&) {}, std::chrono::milliseconds(3000));
+  EXPECT_EQ(fail(3000, true), Registry::Change::kLost);
+  report(0, [](auto&) {}, std::chrono::milliseconds(3000));
   registry_->on_leg_broken(id, "reset");
-  EXPECT_EQ(registry_->on_poll_failed(id, false, "slow"), Registry::Change::kLost) << "a broken leg and a missed poll";
+  EXPECT_EQ(fail(3001), Registry::Change::kLost) << "a broken leg and a missed poll";
+}
+
+TEST_F(PlacementTest, AWorkerThatTalksOnItsLegsIsNotSilent) {
+  build({{"d0", Role::kBoth}});
+  const WorkerId id(0);
+  const auto at = [](int ms) { return TimePoint{} + std::chrono::milliseconds(ms); };
+  for (int ms = 500; ms <= 5000; ms += 500) {
+    registry_->on_heard(at(ms - 100), id);
+    EXPECT_EQ(registry_->on_poll_failed(at(ms), id, false, "slow"), Registry::Change::kNone) << ms;
+  }
+  EXPECT_EQ(registry_->on_poll_failed(at(5900), id, false, "slow"), Registry::Change::kLost);
+}
+
+TEST_F(PlacementTest, AHungStepIsOlderThanItsBudgetAllows) {
+  build({{"d0", Role::kBoth}});
+  const auto step = [&](double running_ms, double budget_ms) {
+    const Worker& w = registry_->at(WorkerId(0));
+    wire::WorkerStatus s = w.status;
+    s.step_running_ms = running_ms, s.step_budget_ms = budget_ms;
+    return registry_->on_status(TimePoint{}, WorkerId(0), s);
+  };
+  EXPECT_EQ(step(999, 100), Registry::Change::kNone) << "no step has less than the progress time-out";
+  EXPECT_EQ(step(1000, 100), Registry::Change::kHung);
+  EXPECT_FALSE(registry_->at(WorkerId(0)).usable());
+  EXPECT_THAT(registry_->describe(), HasSubstr("a step runs for 1000 ms"));
+  EXPECT_EQ(step(1500, 100), Registry::Change::kNone) << "its legs are lost once";
+  EXPECT_EQ(step(0, 100), Registry::Change::kNone);
+  EXPECT_TRUE(registry_->at(WorkerId(0)).usable()) << "it goes on";
+  EXPECT_EQ(step(3999, 1000), Registry::Change::kNone) << "slow steps are not hung ones";
+  EXPECT_EQ(step(4000, 1000), Registry::Change::kHung);
 }
 
 TEST(PrefixIndex, ForgetsTheLeastRecentTailsFirst) {

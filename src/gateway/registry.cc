@@ -1,5 +1,6 @@
 #include "gateway/registry.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/mutant.h"
@@ -21,7 +22,7 @@ std::string_view to_string(Liveness liveness) {
   return kNames[static_cast<int>(liveness)];
 }
 
-bool Worker::usable() const { return answers(*this) && status.ready && !status.draining && !stalled; }
+bool Worker::usable() const { return answers(*this) && status.ready && !status.draining && !stalled && !hung; }
 
 Registry::Registry(const RegistryOptions& options, std::vector<WorkerConfig> workers) : options_(options) {
   workers_.reserve(workers.size());
@@ -59,6 +60,8 @@ Registry::Change Registry::on_status(TimePoint now, WorkerId id, const wire::Wor
   if (restarted) worker.prefixes.clear();
   if (first || restarted || status.steps != worker.status.steps || status.running + status.waiting == 0) worker.progress_at = now;
   worker.stalled = now - worker.progress_at >= options_.stalled_after;
+  const double step_limit_ms = std::max(to_ms(options_.progress_timeout), kStepsAllowed * status.step_budget_ms);
+  const bool hung_before = std::exchange(worker.hung, status.step_running_ms >= step_limit_ms);
   worker.status = status;
   worker.heard_at = now;
   worker.missed_polls = 0;
@@ -68,16 +71,20 @@ Registry::Change Registry::on_status(TimePoint now, WorkerId id, const wire::Wor
     if (!status.ready) worker.problem = "is loading";
     if (status.draining) worker.problem = "is draining";
     if (worker.stalled) worker.problem = "has work but makes no step";
+    if (worker.hung) worker.problem = "hangs: a step runs for " + std::to_string(static_cast<std::int64_t>(status.step_running_ms)) + " ms";
   }
-  return restarted ? Change::kRestarted : Change::kNone;
+  if (worker.hung && !hung_before) worker.prefixes.clear();
+  if (restarted) return Change::kRestarted;
+  return worker.hung && !hung_before ? Change::kHung : Change::kNone;
 }
 
-Registry::Change Registry::on_poll_failed(WorkerId id, bool unreachable, const std::string& why) {
+Registry::Change Registry::on_poll_failed(TimePoint now, WorkerId id, bool unreachable, const std::string& why) {
   Worker& worker = at(id);
   ++worker.missed_polls;
   if (worker.liveness == Liveness::kDead) return Change::kNone;
   const bool suspect = worker.liveness == Liveness::kSuspect;  // with a broken leg, one missed poll is proof enough
-  if (!unreachable && !suspect && worker.missed_polls < options_.missed_polls_max) return Change::kNone;
+  const bool silent = worker.missed_polls >= kMissedPolls && now - worker.heard_at >= options_.progress_timeout;
+  if (!unreachable && !suspect && !silent) return Change::kNone;
   worker.liveness = Liveness::kDead;
   worker.problem = why;
   worker.prefixes.clear();
@@ -87,6 +94,12 @@ Registry::Change Registry::on_poll_failed(WorkerId id, bool unreachable, const s
 void Registry::on_refused(WorkerId id, const std::string& why) {
   at(id).status.ready = false;
   at(id).problem = why;
+}
+
+void Registry::on_draining(WorkerId id) {
+  Worker& worker = at(id);
+  worker.status.draining = true;
+  if (worker.liveness == Liveness::kAlive) worker.problem = "is draining";
 }
 
 void Registry::on_leg_broken(WorkerId id, const std::string& why) {

@@ -27,7 +27,7 @@ enum class Liveness : std::uint8_t {
   kUnknown,  // not heard of yet
   kAlive,
   kSuspect,       // a leg to it broke; used only if there is no other, until it answers a poll
-  kDead,          // refused a connection, or missed polls
+  kDead,          // refused a connection, or was silent for too long
   kIncompatible,  // answers, but must not be used: `problem` says why
 };
 std::string_view to_string(Liveness liveness);
@@ -37,8 +37,9 @@ struct Worker {
   Liveness liveness = Liveness::kUnknown;
   std::string problem;        // of a worker that is not alive
   wire::WorkerStatus status;  // the last one heard; meaningless while kUnknown
-  TimePoint heard_at{};
+  TimePoint heard_at{};     // a status, or anything on a leg
   TimePoint progress_at{};  // when `status.steps` last grew, or there was nothing to do
+  bool hung = false;        // its device does not end the step that it computes
   bool stalled = false;     // has work and makes no step
   int missed_polls = 0;
   // What this gateway itself has under way there; the status is up to a poll old.
@@ -55,8 +56,10 @@ struct Worker {
 };
 
 struct RegistryOptions {
-  int missed_polls_max = 3;
-  Duration stalled_after = std::chrono::seconds(10);  // work, but no step for this long
+  // Whoever makes no progress for this long is given up: a worker that answers nothing, a leg that says nothing (workers say Alive four times
+  // in it). A step may take as long as that, or kStepsAllowed times the step budget that its worker reports, whichever is more.
+  Duration progress_timeout = std::chrono::seconds(1);
+  Duration stalled_after = std::chrono::seconds(10);  // work, but no step for this long: gets nothing new
   std::size_t prefix_blocks_max = 1 << 16;            // remembered per worker
 };
 
@@ -69,10 +72,18 @@ class Registry {
     kNone,
     kLost,       // it died: all its legs are lost
     kRestarted,  // another incarnation: legs of earlier ones are lost
+    kHung,       // it answers, but its device stands still: all its legs are lost
   };
+  static constexpr int kMissedPolls = 2;    // it takes more than one to be silent: the silence may have been our own
+  static constexpr int kStepsAllowed = 4;   // in units of the step budget
   Change on_status(TimePoint now, WorkerId id, const wire::WorkerStatus& status);
-  // `unreachable`: refused or unroutable, which one poll settles; otherwise it was a time-out or nonsense.
-  Change on_poll_failed(WorkerId id, bool unreachable, const std::string& why);
+  // `unreachable`: refused or unroutable, which one poll settles; otherwise it was a time-out or nonsense, which does once nothing was heard
+  // for the progress time-out.
+  Change on_poll_failed(TimePoint now, WorkerId id, bool unreachable, const std::string& why);
+  // Something came on one of its legs.
+  void on_heard(TimePoint now, WorkerId id) { at(id).heard_at = now; }
+  // It said on a leg that it goes down; its status will say so too.
+  void on_draining(WorkerId id);
   // It refuses legs, whoever sends them (it drains, its engine has failed): it gets none until a poll says otherwise.
   void on_refused(WorkerId id, const std::string& why);
   // A leg broke off. The worker may well live: the next poll tells.

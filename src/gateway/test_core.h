@@ -86,6 +86,7 @@ class CoreTest : public ::testing::Test {
   static wire::LegEvent finish(int choice = 0) { return wire::FinishEvent{choice, wire::FinishReason::kLength, {}}; }
   LegId decode() const { return decodes_.back().leg; }
   LegId prefill() const { return prefills_.back().leg; }
+  WorkerId decode_worker() const { return decodes_.back().worker; }
   std::string worker(WorkerId id) const { return core_->registry().at(id).name(); }
   // Reserve and commit with first token `id` at the end of a prompt of `n` tokens.
   void up_to_commit(std::int32_t n, TokenId id) {

@@ -163,6 +163,11 @@ void fields(V& v, T& e) {
   v("status", e.status);
 }
 
+template <class V, Is<Alive> T>
+void fields(V&, T&) {}
+template <class V, Is<Draining> T>
+void fields(V&, T&) {}
+
 template <class V, Is<KvSchema> T>
 void fields(V& v, T& k) {
   v("layers", k.layers, kFromZero);
@@ -195,6 +200,8 @@ void fields(V& v, T& s) {
   v("queued_prefill_tokens", s.queued_prefill_tokens, kFromZero);
   v("prefill_tokens_per_s", s.prefill_tokens_per_s);
   v("steps", s.steps);
+  v("step_running_ms", s.step_running_ms);
+  v("step_budget_ms", s.step_budget_ms);
   v("oldest_held_ms", s.oldest_held_ms);
   v("prompt_tokens", s.prompt_tokens);
   v("prompt_tokens_computed", s.prompt_tokens_computed);
@@ -218,8 +225,8 @@ using json::Writer;
 
 // In the order of LegEvent's alternatives.
 constexpr std::array<std::string_view, std::variant_size_v<LegEvent>> kEventNames = {
-    "reserved",  "started", "committed",       "nacked", "claimed", "retained", "tokens",
-    "preempted", "finish",  "prompt_logprobs", "served", "done",    "failed"};
+    "reserved",  "started", "committed",       "nacked", "claimed", "retained", "tokens", "preempted",
+    "finish",    "prompt_logprobs", "served", "done",   "failed",  "alive",    "draining"};
 
 template <std::size_t I = 0>
 Result<LegEvent> read_event(std::size_t index, const Reader::Json& json) {

@@ -88,8 +88,10 @@ struct Done {};
 struct Failed {
   Status status;
 };
+struct Alive {};     // nothing else to say: a leg that says nothing at all has lost its worker, or the way to it
+struct Draining {};  // the worker is going down: the leg goes on, but had better be served elsewhere
 using LegEvent = std::variant<Reserved, Started, Committed, Nacked, Claimed, Retained, Tokens, Preempted, FinishEvent, PromptLogprobs,
-                              Served, Done, Failed>;
+                              Served, Done, Failed, Alive, Draining>;
 
 // Two KV pools pair only if these are equal.
 struct KvSchema {
@@ -122,6 +124,8 @@ struct WorkerStatus {
   double prefill_tokens_per_s = 0;  // recent, for placement; 0 while unknown
   // progress: a worker with work whose counter stands still is not healthy
   std::uint64_t steps = 0;
+  double step_running_ms = 0;  // age of the step that its device computes now; 0: none
+  double step_budget_ms = 0;   // what a step may take there, configured or measured, whichever is more
   double oldest_held_ms = 0;
   // counters for metrics
   std::uint64_t prompt_tokens = 0, prompt_tokens_computed = 0, generation_tokens = 0, preemptions = 0;

@@ -79,7 +79,7 @@ class Maker {
     return s;
   }
   LegEvent event() {
-    switch (rng_.below(13)) {
+    switch (rng_.below(15)) {
       case 0:
         return Reserved{LeaseId(u64())};
       case 1:
@@ -104,8 +104,12 @@ class Maker {
       case 9:
         return Claimed{coin()};
       case 10:
-        return Retained{HoldId(u64()), coin() ? std::optional(failure()) : std::nullopt};
+        return Alive{};
       case 11:
+        return Draining{};
+      case 12:
+        return Retained{HoldId(u64()), coin() ? std::optional(failure()) : std::nullopt};
+      case 13:
         return Preempted{natural()};
       default:
         return Failed{failure()};
@@ -126,6 +130,7 @@ class Maker {
     s.blocks_retained = natural(), s.holds_claimed = u64(), s.holds_dropped = u64();
     s.max_num_seqs = natural(), s.max_model_len = i64(), s.queued_prefill_tokens = i64();
     s.prefill_tokens_per_s = rng_.uniform() * 1e6, s.oldest_held_ms = rng_.uniform();
+    s.step_running_ms = rng_.uniform(), s.step_budget_ms = rng_.uniform();
     s.steps = u64(), s.prompt_tokens = u64(), s.prompt_tokens_computed = u64(), s.generation_tokens = u64(), s.preemptions = u64();
     s.prefix_queries = u64(), s.prefix_hits = u64(), s.handoffs_ok = u64(), s.handoffs_failed = u64(), s.kv_bytes = u64();
     return s;

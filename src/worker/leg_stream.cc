@@ -30,6 +30,14 @@ void LegStream::send(const wire::LegEvent& event) {
   flush_later();
 }
 
+void LegStream::beat() {
+  if (std::exchange(quiet_, true)) {
+    send(wire::Alive{});
+    flush();
+    quiet_ = true;  // that was not news
+  }
+}
+
 void LegStream::end(const wire::LegEvent& event) {
   if (ended()) return;
   if (const auto* failed = std::get_if<wire::Failed>(&event)) {
@@ -52,8 +60,9 @@ void LegStream::append_tokens() {
 
 void LegStream::flush() {
   append_tokens();
-  // False: the client is gone, which on_close tells.
-  if (started_ && !ended() && !lines_.empty()) (void)responder_->write(std::exchange(lines_, {}));
+  if (!started_ || ended() || lines_.empty()) return;
+  quiet_ = false;
+  (void)responder_->write(std::exchange(lines_, {}));  // false: the client is gone, which on_close tells
 }
 
 void LegStream::flush_later() {

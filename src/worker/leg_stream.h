@@ -29,6 +29,8 @@ class LegStream : public std::enable_shared_from_this<LegStream> {
 
   void token(wire::TokenEvent event);
   void send(const wire::LegEvent& event);
+  // Called now and then: says Alive if nothing was written since the last call.
+  void beat();
   // The last event, Done or Failed or Nacked; nothing after it is written.
   void end(const wire::LegEvent& event);
   const LegSubject& subject() const { return subject_; }
@@ -47,6 +49,7 @@ class LegStream : public std::enable_shared_from_this<LegStream> {
   std::vector<wire::TokenEvent> tokens_;
   std::string lines_;
   bool started_ = false, flush_posted_ = false;
+  bool quiet_ = false;  // since the last beat
 };
 
 // An answer that is not a stream: the status's HTTP code, Retry-After where trying again may help, and a Failed event as its body.

@@ -71,6 +71,7 @@ Node::Node(net::Executor& loop, engine::Engine& engine, transfer::Fabric& fabric
 
 Node::~Node() {
   if (drain_timer_) loop_.cancel(*drain_timer_);
+  if (beat_timer_) loop_.cancel(*beat_timer_);
   *alive_ = false;
 }
 
@@ -148,6 +149,15 @@ void Node::accept_leg(LegNo no, Leg leg, net::HttpResponder& responder) {
   responder.on_close(closer(no));
   log::debug(stream->subject().about(), "{} begins", stream->subject().what);
   stream->start();
+  if (!beat_timer_) beat_timer_ = loop_.after(options_.heartbeat, [this] { beat(); });
+}
+
+// A leg that waits or computes for long is not silent: silence is how the gateway sees that a worker hangs or its network is lost.
+void Node::beat() {
+  beat_timer_.reset();
+  if (legs_.empty()) return;
+  for (auto& [no, leg] : legs_) leg.stream->beat();
+  beat_timer_ = loop_.after(options_.heartbeat, [this] { beat(); });
 }
 
 void Node::decode_leg(wire::DecodeLeg body, std::shared_ptr<net::HttpResponder> responder) {
@@ -235,6 +245,8 @@ wire::WorkerStatus Node::status() const {
   s.queued_prefill_tokens = engine.queued_prefill_tokens;
   s.prefill_tokens_per_s = engine.prefill_tokens_per_s;
   s.steps = engine.steps;
+  s.step_running_ms = to_ms(engine.step_running);
+  s.step_budget_ms = to_ms(engine.step_budget);
   s.oldest_held_ms = to_ms(std::max(target.oldest_held, source.oldest_held));
   s.prompt_tokens = engine.prompt_tokens;
   s.prompt_tokens_computed = engine.prompt_tokens_computed;
@@ -255,6 +267,7 @@ void Node::drain(Duration limit, std::function<void()> done) {
   drained_ = std::move(done);
   drain_deadline_ = loop_.clock().now() + limit;
   log::info("{} drains: {} legs run", options_.name, legs_.size());
+  for (auto& [no, leg] : legs_) leg.stream->send(wire::Draining{});
   drain_step();
 }
 

@@ -62,6 +62,7 @@ class Node {
   std::function<void()> closer(LegNo no);
   void close_leg(LegNo no);
   void drain_step();
+  void beat();
 
   net::Executor& loop_;
   engine::Engine& engine_;
@@ -72,6 +73,7 @@ class Node {
   HandoffSource source_;
   std::map<LegNo, Leg> legs_;
   LegNo next_leg_ = 1;
+  std::optional<net::Executor::TimerId> beat_timer_;  // while there are legs
   bool draining_ = false;
   TimePoint drain_deadline_ = kNever;
   std::function<void()> drained_;

@@ -40,6 +40,7 @@ struct WorkerOptions {
   std::int64_t max_model_len = 0;  // for status
   std::int32_t max_num_seqs = 0;
   std::size_t legs_max = 4096;  // at once; beyond: 429
+  Duration heartbeat = std::chrono::milliseconds(250);  // a leg that had nothing to say for this long says that it is alive
   int copier_cpu = -1;          // of the shm fabric's thread
   transfer::ReceiverOptions receiver;
   transfer::SenderOptions sender;
@@ -54,8 +55,8 @@ class Worker {
   virtual int http_port() const = 0;
   virtual int link_port() const = 0;
   virtual wire::WorkerStatus status() const = 0;
-  // Takes no new legs; lets running ones finish for at most `limit`, then fails them; serves KV until it is acked or given up. `done` runs
-  // once.
+  // Takes no new legs and tells those that run, so that the gateway can have them served elsewhere; lets them go on for at most `limit`,
+  // then fails them; serves KV until it is acked or given up. `done` runs once.
   virtual void drain(Duration limit, std::function<void()> done) = 0;
 };
 

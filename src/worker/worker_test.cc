@@ -442,8 +442,10 @@ TEST_F(WorkerTest, DrainRefusesNewLegsAndFinishesOldOnes) {
   auto pl = prefill(p, d, r, lease_of(*dl));
   ASSERT_TRUE(until([&] { return p.executor->stalled(); }));
   bool drained = false;
+  EXPECT_FALSE(pl->find<wire::Draining>());
   p.worker->drain(std::chrono::seconds(10), [&] { drained = true; });
   EXPECT_TRUE(p.worker->status().draining);
+  ASSERT_TRUE(until([&] { return pl->find<wire::Draining>() != nullptr; })) << "running legs hear of it at once";
   auto refused = prefill(p, d, request(10, 5), LeaseId(1));
   ASSERT_TRUE(until([&] { return refused->done.has_value(); }));
   EXPECT_EQ(refused->status, 503);
@@ -463,6 +465,28 @@ TEST_F(WorkerTest, DrainRefusesNewLegsAndFinishesOldOnes) {
   d.worker->drain(std::chrono::milliseconds(1), [&] { drained = true; });
   ASSERT_TRUE(until([&] { return drained && endless->done; }));
   EXPECT_EQ(endless->find<wire::Failed>()->status.code(), Code::kUnavailable);
+}
+
+TEST_F(WorkerTest, ALegThatHasNothingToSaySaysThatItLives) {
+  const auto often = [](WorkerOptions& o) { o.heartbeat = std::chrono::milliseconds(2); };
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160, often);
+  const auto r = request(90, 5);
+  auto dl = decode(d, r);
+  const LeaseId lease = lease_of(*dl);
+  const auto beats = [&] {
+    return std::ranges::count_if(dl->events, [](const auto& e) { return std::holds_alternative<wire::Alive>(e); });
+  };
+  ASSERT_TRUE(until([&] { return beats() >= 3; })) << "a reservation that waits for its prefill";
+  d.executor->set_budget(1);
+  auto pl = prefill(p, d, r, lease);
+  ASSERT_TRUE(until([&] { return d.executor->stalled(); }));
+  const auto before = beats();
+  ASSERT_TRUE(until([&] { return beats() >= before + 3; })) << "a sequence whose step takes long";
+  EXPECT_GT(d.worker->status().step_running_ms, 0);
+  EXPECT_GE(d.worker->status().step_budget_ms, 100) << "max_step, at least";
+  d.executor->run_on();
+  ASSERT_TRUE(until([&] { return dl->done.has_value(); }));
+  expect_reference(*dl, r, 5);
 }
 
 TEST_F(WorkerTest, BadInputTouchesNothing) {
