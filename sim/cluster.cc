@@ -381,6 +381,7 @@ void Cluster::count(Totals& totals, const WorkerProcess& worker) {
 void Cluster::count(Totals& totals, const gateway::Stats& s) {
   totals.queued += s.queued;
   totals.resumed += s.resumed;
+  totals.moved += s.moved;
   totals.fallbacks += s.fallbacks;
   totals.retries +=
       s.retries_decode_refused + s.retries_decode_failed + s.retries_prefill_refused + s.retries_prefill_failed + s.retries_nacked;

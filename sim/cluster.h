@@ -113,7 +113,7 @@ class GatewayProcess {
 // What processes that have died had counted.
 struct Totals {
   std::uint64_t handoffs = 0, digest_mismatches = 0, kv_bytes = 0, preemptions = 0, prefix_hits = 0;
-  std::uint64_t queued = 0, retries = 0, resumed = 0, fallbacks = 0;
+  std::uint64_t queued = 0, retries = 0, resumed = 0, moved = 0, fallbacks = 0;
   int kills = 0, drains = 0;
 };
 

@@ -205,6 +205,7 @@ class Run {
     result_.queued = all.queued;
     result_.retries = all.retries;
     result_.resumed = all.resumed;
+    result_.moved = all.moved;
     result_.kills = all.kills;
     result_.drains = all.drains;
     result_.hash = world_.trace.hash();
@@ -234,15 +235,17 @@ RunResult run(Scenario scenario, std::uint64_t seed, std::ostream* trace) {
 
 std::string summary(const Scenario& scenario, const RunResult& r) {
   char line[400];
-  std::snprintf(
-      line, sizeof line,
-      "%-14s seed %-8llu hash %016llx  %s  %7.3f s  %8llu events  %3d requests: %d complete, %d cancelled, %d late, %d refused, "
-      "%d lost  %llu tokens  %llu hand-offs (%.1f MB)  %llu preempted  %llu prefix hits  %llu queued  %llu retries  %llu resumed",
-      scenario.name.c_str(), static_cast<unsigned long long>(r.seed), static_cast<unsigned long long>(r.hash), r.ok() ? "ok    " : "FAILED",
-      to_seconds(r.virtual_time), static_cast<unsigned long long>(r.events), r.requests, r.complete, r.cancelled, r.deadline, r.refused,
-      r.lost, static_cast<unsigned long long>(r.tokens), static_cast<unsigned long long>(r.handoffs), static_cast<double>(r.kv_bytes) / 1e6,
-      static_cast<unsigned long long>(r.preemptions), static_cast<unsigned long long>(r.prefix_hits),
-      static_cast<unsigned long long>(r.queued), static_cast<unsigned long long>(r.retries), static_cast<unsigned long long>(r.resumed));
+  std::snprintf(line, sizeof line,
+                "%-14s seed %-8llu hash %016llx  %s  %7.3f s  %8llu events  %3d requests: %d complete, %d cancelled, %d late, %d refused, "
+                "%d lost  %llu tokens  %llu hand-offs (%.1f MB)  %llu preempted  %llu prefix hits  %llu queued  %llu retries  %llu resumed "
+                " %llu moved",
+                scenario.name.c_str(), static_cast<unsigned long long>(r.seed), static_cast<unsigned long long>(r.hash),
+                r.ok() ? "ok    " : "FAILED", to_seconds(r.virtual_time), static_cast<unsigned long long>(r.events), r.requests, r.complete,
+                r.cancelled, r.deadline, r.refused, r.lost, static_cast<unsigned long long>(r.tokens),
+                static_cast<unsigned long long>(r.handoffs), static_cast<double>(r.kv_bytes) / 1e6,
+                static_cast<unsigned long long>(r.preemptions), static_cast<unsigned long long>(r.prefix_hits),
+                static_cast<unsigned long long>(r.queued), static_cast<unsigned long long>(r.retries),
+                static_cast<unsigned long long>(r.resumed), static_cast<unsigned long long>(r.moved));
   return line;
 }
 

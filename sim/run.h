@@ -17,7 +17,7 @@ struct RunResult {
   Duration virtual_time{};
   int requests = 0, complete = 0, cancelled = 0, deadline = 0, refused = 0, lost = 0;
   int kills = 0, drains = 0;
-  std::uint64_t tokens = 0, handoffs = 0, kv_bytes = 0, preemptions = 0, prefix_hits = 0, queued = 0, retries = 0, resumed = 0,
+  std::uint64_t tokens = 0, handoffs = 0, kv_bytes = 0, preemptions = 0, prefix_hits = 0, queued = 0, retries = 0, resumed = 0, moved = 0,
                 digest_mismatches = 0;
   // Each begins with the number of the invariant that was violated (README.md has them), or "liveness".
   std::vector<std::string> failures;  // empty: everything held

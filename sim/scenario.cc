@@ -117,6 +117,17 @@ std::vector<Scenario> make() {
     s.expects_resume = true;
   }
   {
+    Scenario& s = add("rolling-restart", "every worker is asked to end in turn, as by SIGTERM, and comes back: no stream is lost");
+    Duration at = milliseconds(500);
+    for (const char* name : {"p1", "d1", "p0", "d0"}) {
+      s.faults.push_back({.kind = Fault::Kind::kDrain, .at = at, .lasts = milliseconds(300), .host = name, .value = 20'000'000});
+      at += milliseconds(1200);
+    }
+    busy(s.load);
+    s.no_retries = false;
+    s.expects_move = true;
+  }
+  {
     Scenario& s = add("bad-network", "hand-off links and legs are cut, stalled and throttled for a while");
     s.faults = {{.kind = Fault::Kind::kCut, .at = milliseconds(500), .lasts = milliseconds(400), .host = "p0", .to = "d0"},
                 {.kind = Fault::Kind::kStall, .at = milliseconds(1200), .lasts = milliseconds(600), .host = "d1", .to = "p1"},

@@ -95,7 +95,8 @@ struct Scenario {
   Duration settle = std::chrono::seconds(10);  // from there to quiescence
   bool no_retries = true;                      // nothing fails here, so nothing may be tried twice
   // What a run of it must have met for it to be worth something; summed over seeds by the tests.
-  bool expects_preemption = false, expects_queue = false, expects_cancel = false, expects_deadline = false, expects_resume = false;
+  bool expects_preemption = false, expects_queue = false, expects_cancel = false, expects_deadline = false, expects_resume = false,
+       expects_move = false;
   bool operator==(const Scenario&) const = default;
 };
 

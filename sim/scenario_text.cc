@@ -95,6 +95,7 @@ void fields(V& v, S& s, const Scenario*) {
   v("expects_cancel", s.expects_cancel);
   v("expects_deadline", s.expects_deadline);
   v("expects_resume", s.expects_resume);
+  v("expects_move", s.expects_move);
 }
 
 // --- values

@@ -36,6 +36,7 @@ TEST_P(ScenarioTest, HoldsOverSeeds) {
     all.cancelled += r.cancelled;
     all.queued += r.queued;
     all.resumed += r.resumed;
+    all.moved += r.moved;
     all.deadline += r.deadline;
     all.preemptions += r.preemptions;
     all.handoffs += r.handoffs;
@@ -49,6 +50,7 @@ TEST_P(ScenarioTest, HoldsOverSeeds) {
   EXPECT_GE(all.deadline, scenario.expects_deadline ? 60 : 0);
   EXPECT_GE(all.preemptions, scenario.expects_preemption ? 60u : 0u);
   EXPECT_GE(all.resumed, scenario.expects_resume ? 20u : 0u);
+  EXPECT_GE(all.moved, scenario.expects_move ? 20u : 0u);
   bool hands_over = false;
   for (const auto& group : scenario.workers) hands_over |= group.role == wire::Role::kDecode;
   EXPECT_EQ(all.handoffs > 0, hands_over);

@@ -70,6 +70,8 @@ void Core::finish_choice(TimePoint now, RequestKey key, int choice) {
   ChoiceStream* stream = request == nullptr ? nullptr : request->choice(choice);
   if (stream == nullptr || stream->finished()) return;
   stream->finish();
+  drop_move(*request, choice);
+  settle_moves(*request, now);
   note(*request, now, "choice_finished_by_client", std::to_string(choice));
   deliver(*request, wire::FinishEvent{.choice = choice, .reason = wire::FinishReason::kStop, .stop_token = {}});
   if (request->all_finished()) {
@@ -251,7 +253,7 @@ void Core::on_time(TimePoint now) {
     if (request->closed) continue;
     TimePoint next = request->linger_until.value_or(request->deadline);
     if (!request->linger_until) {
-      for (const Run& run : request->runs) next = std::min(next, run.deadline);
+      for (const Run& run : request->runs) next = std::min({next, run.deadline, run.move_at});
     }
     wake_at(*request, next);
   }
@@ -270,6 +272,7 @@ void Core::expire(Request& request, TimePoint now) {
                                                       " ms ran out while waiting for " + waiting));
   }
   for (std::size_t i = 0; i < request.runs.size() && !request.closed; ++i) {
+    if (now >= request.runs[i].move_at) start_moves(request, i, now);
     Run& run = request.runs[i];
     if (now < run.deadline) continue;
     run.deadline = kNever;
@@ -305,12 +308,14 @@ void Core::on_status(TimePoint now, WorkerId worker, const wire::WorkerStatus& s
   const auto change = registry_.on_status(now, worker, status);
   if (change == Registry::Change::kRestarted) lose_legs(now, worker, status.incarnation, "restarted");
   if (change == Registry::Change::kHung) lose_legs(now, worker, std::nullopt, registry_.at(worker).problem);
+  if (status.draining) on_draining(now, worker);
   room_changed_ = true;
   sweep(now);
 }
 
 void Core::on_poll_failed(TimePoint now, WorkerId worker, bool unreachable, const std::string& why) {
-  if (registry_.on_poll_failed(now, worker, unreachable, why) == Registry::Change::kLost) lose_legs(now, worker, std::nullopt, "died: " + why);
+  if (registry_.on_poll_failed(now, worker, unreachable, why) == Registry::Change::kLost)
+    lose_legs(now, worker, std::nullopt, "died: " + why);
 }
 
 // Fails the legs on a worker, except those to the incarnation that lives.

@@ -4,7 +4,8 @@
 //
 // A request is served by one or more runs. A run covers a range of its choices and owns at most one decode leg and one prefill leg. Losing
 // a worker restarts the run elsewhere: with the same request while nothing of it was emitted; afterwards each unfinished choice goes on as
-// a run of its own, whose request is prompt + emitted ids.
+// a run of its own, whose request is prompt + emitted ids. A worker that drains is left in the same way, but before it is lost: the old run
+// streams on until the new ones do.
 
 #include <cstdint>
 #include <map>
@@ -98,6 +99,7 @@ struct Stats {
                 retries_nacked = 0;
   std::uint64_t resumed = 0;                    // runs that went on elsewhere after tokens had been emitted
   std::uint64_t claims = 0, claims_missed = 0;  // KV that a prefill worker had kept was handed on; was gone when it was claimed
+  std::uint64_t moved = 0;                      // runs that left a draining worker while it streamed on
   std::uint64_t fallbacks = 0;                  // runs without a hand-off because a role had no worker
   std::uint64_t duplicates_dropped = 0;
   std::uint64_t conflicts = 0;  // two tokens for one position: must be zero
@@ -201,6 +203,18 @@ class Core {
   void on_done(Request& request, LegId leg, TimePoint now);
   void garbage(Request& request, LegId leg, TimePoint now, const std::string& what);
   void merge_served(Request& request, const Leg& leg, const wire::Served& served);
+  // core_move.cc: leaving a worker that drains
+  void on_draining(TimePoint now, WorkerId worker);
+  void leave(Request& request, std::size_t run_index, TimePoint now);
+  Tried unlike(WorkerId worker) const;
+  void start_moves(Request& request, std::size_t run_index, TimePoint now);
+  bool start_move(Request& request, std::size_t old_index, int choice, TimePoint now);
+  void move_failed(Request& request, std::size_t run_index, TimePoint now, const Status& status);
+  void end_move(Request& request, std::size_t run_index);
+  void drop_move(Request& request, int choice);
+  void settle_moves(Request& request, TimePoint now);
+  void promote(Request& request, Run& run);
+
   void remember_prefix(WorkerId worker, const Request& request, std::span<const TokenId> ids);
 
   Request* find(RequestKey key);

@@ -207,6 +207,7 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
   } else if (const auto best = placement_.prefill(need, run.tried); best.ok()) {
     placed = *best;
   } else {
+    if (run.replaces) return move_failed(request, run_index, now, best.status());
     if (run.refusal && run.refusal->code() != Code::kUnavailable) return finish(request, now, *run.refusal);
     run.refusal.reset();
     cancel_leg(run.decode_leg);  // every prefill worker is gone: place anew, which may mean D alone
@@ -228,11 +229,13 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
   const LegId leg = open_leg(request, run_index, true, *placed, 0, tokens);
   legs_.at(leg).lease = run.lease;
   remember_prefix(*placed, request, sent.ids);
-  wire::Served& served = request.record.served;
-  served.attempts = static_cast<int>(request.attempts);
-  served.prefill_worker = worker.name();
-  served.disaggregated = true;
-  if (BATON_MUTANT(usage_counts_replay)) served.prompt_tokens = static_cast<std::int32_t>(sent.ids.size());
+  if (!run.replaces) {
+    wire::Served& served = request.record.served;
+    served.attempts = static_cast<int>(request.attempts);
+    served.prefill_worker = worker.name();
+    served.disaggregated = true;
+    if (BATON_MUTANT(usage_counts_replay)) served.prompt_tokens = static_cast<std::int32_t>(sent.ids.size());
+  }
   std::string detail = worker.name();
   if (worker.status.numerics_id != decoder.status.numerics_id)
     detail +=
@@ -294,12 +297,15 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                  },
                  [&](const wire::Claimed& e) { on_claimed(request, id, now, e.found); },
                  [&](const wire::Retained& e) { on_retained(request, id, now, e); },
-                 [&](wire::Tokens& e) { on_tokens(request, id, now, std::move(e.tokens)); },
                  [&](const wire::Preempted& e) {
                    if (leg.prefill || e.choice < run.first || e.choice >= run.first + run.n)
                      return garbage(request, id, now, "preemption of choice " + std::to_string(e.choice));
                    note(request, now, "preempted", worker + ", choice " + std::to_string(e.choice));
                    run.preempted.insert(e.choice);
+                 },
+                 [&](wire::Tokens& e) {
+                   on_tokens(request, id, now, std::move(e.tokens));
+                   if (!request.closed && request.runs[leg.run].replaces) settle_moves(request, now);
                  },
                  [&](const wire::FinishEvent& e) { on_finish(request, id, now, e); },
                  [&](wire::PromptLogprobs& e) { deliver_prompt_logprobs(request, now, std::move(e)); },
@@ -308,6 +314,7 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                  [&](const wire::Alive&) {},
                  [&](const wire::Draining&) {
                    if (leg.incarnation == registry_.at(leg.worker).status.incarnation) registry_.on_draining(leg.worker);
+                   if (!leg.prefill && !request.linger_until) leave(request, leg.run, now);
                  },
                  [&](const wire::Failed& e) { leg_failed(request, id, now, e.status.with_context(worker), false); },
              },
@@ -338,6 +345,7 @@ void Core::on_retained(Request& request, LegId id, TimePoint now, const wire::Re
   if (!leg.prefill || !event.reason) return;
   note(request, now, "retained", registry_.at(leg.worker).name() + ": " + event.reason->to_string());
   if (run.prefill_leg != id || run.state != RunState::kPrefilling) return;
+  if (run.replaces) return move_failed(request, leg.run, now, *event.reason);
   ++stats_.retries_nacked;
   ++request.record.retries;
   if (!count_failure(request, run, now, *event.reason)) return;
@@ -385,6 +393,7 @@ void Core::on_committed(Request& request, std::size_t run_index, TimePoint now, 
     set_wait(request, run, now, options_.token_timeout, "the next token from " + registry_.at(run.decode_worker).name());
   }
   on_tokens(request, leg, now, std::move(event.first));
+  if (!request.closed && request.runs[run_index].replaces) settle_moves(request, now);
   fail_if_logprobs_lost(request, now);
 }
 
@@ -466,6 +475,8 @@ void Core::on_finish(Request& request, LegId id, TimePoint now, const wire::Fini
   if (event.reason == wire::FinishReason::kAbort)  // the worker gave it up, it did not end: whatever is missing can be had elsewhere
     return leg_failed(request, id, now, Status(Code::kUnavailable, registry_.at(leg.worker).name() + " aborted the sequence"), false);
   stream.finish();
+  drop_move(request, event.choice);
+  settle_moves(request, now);
   deliver(request, event);
   if (!leg.prefill) {
     std::vector<TokenId> ids = request.base.ids;
@@ -589,6 +600,7 @@ void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now
   const Status status = as_ours(said, now, request.deadline);
   Run& run = request.runs[run_index];
   if (run.state != RunState::kPrefilling) return fail_if_logprobs_lost(request, now);  // D has committed
+  if (run.replaces) return move_failed(request, run_index, now, status);
   note(request, now, nacked ? "prefill_nacked" : refused ? "prefill_refused" : "prefill_failed", status.to_string(), !refused);
   // A claim that was refused may still be computed: the request itself has been accepted once.
   const bool claim_refused = run.held_leg && refused;
@@ -611,6 +623,7 @@ void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now
 void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& said, bool refused) {
   const Status status = as_ours(said, now, request.deadline);
   Run& run = request.runs[run_index];
+  if (run.replaces) return move_failed(request, run_index, now, status);
   // What P computes or has computed is good for another D.
   if (run.prefill_leg && run.state == RunState::kPrefilling && !run.local && !request.linger_until) {
     hold(run);
@@ -647,6 +660,7 @@ void Core::finish_ended(Request& request, int choice) {
   wire::FinishEvent event{.choice = choice, .reason = wire::FinishReason::kLength, .stop_token = {}};
   if (stopped) event.reason = wire::FinishReason::kStop, event.stop_token = last;
   stream.finish();
+  drop_move(request, choice);
   deliver(request, event);
 }
 
@@ -656,7 +670,7 @@ void Core::restart(Request& request, std::size_t run_index, TimePoint now) {
   const bool held = request.runs[run_index].held_leg.has_value();
   if (!held) request.runs[run_index].numerics.clear();
   const Run old = request.runs[run_index];
-  bool parted = false, emitted = false;
+  bool parted = false, emitted = false, moves = false;
   std::vector<int> unfinished;
   for (int choice = old.first; choice < old.first + old.n; ++choice) {
     ChoiceStream& stream = *request.choice(choice);
@@ -664,9 +678,15 @@ void Core::restart(Request& request, std::size_t run_index, TimePoint now) {
     finish_ended(request, choice);
     emitted |= !stream.tokens().empty();
     parted |= !stream.tokens().empty() || stream.finished();
-    if (!stream.finished()) unfinished.push_back(choice);
+    if (stream.finished()) continue;
+    if (Run* mover = request.mover(run_index, choice)) {  // it is on its way already
+      promote(request, *mover);
+      moves = parted = true;
+    } else {
+      unfinished.push_back(choice);
+    }
   }
-  if (emitted && !unfinished.empty()) ++stats_.resumed;
+  if (emitted && (moves || !unfinished.empty())) ++stats_.resumed;
   if (!unfinished.empty() && (old.n == 1 || !parted || held)) return start_run(request, run_index, now);
   cancel_leg(request.runs[run_index].held_leg);
   request.runs[run_index].state = RunState::kEnded;

@@ -528,9 +528,10 @@ TEST_F(CoreTest, ALegThatSaysDrainingKeepsNewRequestsAway) {
   start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
   submit(request_of({1, 2, 3}));
   event(decode(), wire::Reserved{LeaseId(77)});
-  const std::string first = worker(decode_worker());
+  const WorkerId drained = decode_worker();
+  const std::string first = worker(drained);
   event(decode(), wire::Draining{});
-  EXPECT_FALSE(core_->registry().at(decode_worker()).usable());
+  EXPECT_FALSE(core_->registry().at(drained).usable());
   for (int i = 0; i < 3; ++i) {
     submit(request_of({4, 5, 6}));
     EXPECT_NE(worker(decode_worker()), first);

@@ -411,6 +411,7 @@ std::vector<std::pair<std::string, std::uint64_t>> Gateway::counters() const {
       {"gateway_streams_resumed", s.resumed},
       {"gateway_claims", s.claims},
       {"gateway_claims_missed", s.claims_missed},
+      {"gateway_streams_moved", s.moved},
       {"gateway_fallbacks", s.fallbacks},
       {"gateway_duplicate_tokens", s.duplicates_dropped},
       {"gateway_conflicting_tokens", s.conflicts},

@@ -37,10 +37,10 @@ struct Worker {
   Liveness liveness = Liveness::kUnknown;
   std::string problem;        // of a worker that is not alive
   wire::WorkerStatus status;  // the last one heard; meaningless while kUnknown
-  TimePoint heard_at{};     // a status, or anything on a leg
-  TimePoint progress_at{};  // when `status.steps` last grew, or there was nothing to do
-  bool hung = false;        // its device does not end the step that it computes
-  bool stalled = false;     // has work and makes no step
+  TimePoint heard_at{};       // a status, or anything on a leg
+  TimePoint progress_at{};    // when `status.steps` last grew, or there was nothing to do
+  bool hung = false;          // its device does not end the step that it computes
+  bool stalled = false;       // has work and makes no step
   int missed_polls = 0;
   // What this gateway itself has under way there; the status is up to a poll old.
   int legs = 0;
@@ -56,8 +56,8 @@ struct Worker {
 };
 
 struct RegistryOptions {
-  // Whoever makes no progress for this long is given up: a worker that answers nothing, a leg that says nothing (workers say Alive four times
-  // in it). A step may take as long as that, or kStepsAllowed times the step budget that its worker reports, whichever is more.
+  // Whoever makes no progress for this long is given up: a worker that answers nothing, a leg that says nothing (workers say Alive four
+  // times in it). A step may take as long as that, or kStepsAllowed times the step budget that its worker reports, whichever is more.
   Duration progress_timeout = std::chrono::seconds(1);
   Duration stalled_after = std::chrono::seconds(10);  // work, but no step for this long: gets nothing new
   std::size_t prefix_blocks_max = 1 << 16;            // remembered per worker
@@ -74,11 +74,11 @@ class Registry {
     kRestarted,  // another incarnation: legs of earlier ones are lost
     kHung,       // it answers, but its device stands still: all its legs are lost
   };
-  static constexpr int kMissedPolls = 2;    // it takes more than one to be silent: the silence may have been our own
-  static constexpr int kStepsAllowed = 4;   // in units of the step budget
+  static constexpr int kMissedPolls = 2;   // it takes more than one to be silent: the silence may have been our own
+  static constexpr int kStepsAllowed = 4;  // in units of the step budget
   Change on_status(TimePoint now, WorkerId id, const wire::WorkerStatus& status);
-  // `unreachable`: refused or unroutable, which one poll settles; otherwise it was a time-out or nonsense, which does once nothing was heard
-  // for the progress time-out.
+  // `unreachable`: refused or unroutable, which one poll settles; otherwise it was a time-out or nonsense, which does once nothing was
+  // heard for the progress time-out.
   Change on_poll_failed(TimePoint now, WorkerId id, bool unreachable, const std::string& why);
   // Something came on one of its legs.
   void on_heard(TimePoint now, WorkerId id) { at(id).heard_at = now; }

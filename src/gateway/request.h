@@ -43,6 +43,10 @@ struct Core::Run {
   std::optional<Status> refusal{};  // what the last worker that refused said, or the one that has no room
   std::string numerics{};           // of the worker whose first tokens were emitted for this run's request
   bool lacked_room = false;         // refused for want of room since its last reservation
+  // Moving away from a draining worker.
+  std::optional<std::size_t> replaces{};  // index of the run that still decodes this one's choice
+  TimePoint move_at = kNever;             // when to look again for somebody who takes this run's choices
+  Duration move_pause{};
 };
 
 struct Core::Request {
@@ -74,6 +78,12 @@ struct Core::Request {
   bool prompt_logprobs_lost() const {
     return wants_prompt_logprobs() &&
            std::ranges::none_of(runs, [](const Run& run) { return run.prefill_leg || run.state < RunState::kDecoding; });
+  }
+  // The run that is to take `choice` over from run `old_index`.
+  Run* mover(std::size_t old_index, int choice) {
+    for (Run& run : runs)
+      if (run.replaces == old_index && run.first == choice && run.state != RunState::kEnded) return &run;
+    return nullptr;
   }
   Run* run_of(int choice) {
     for (Run& run : runs)

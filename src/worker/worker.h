@@ -39,9 +39,9 @@ struct WorkerOptions {
   wire::KvSchema kv;
   std::int64_t max_model_len = 0;  // for status
   std::int32_t max_num_seqs = 0;
-  std::size_t legs_max = 4096;  // at once; beyond: 429
+  std::size_t legs_max = 4096;                          // at once; beyond: 429
   Duration heartbeat = std::chrono::milliseconds(250);  // a leg that had nothing to say for this long says that it is alive
-  int copier_cpu = -1;          // of the shm fabric's thread
+  int copier_cpu = -1;                                  // of the shm fabric's thread
   transfer::ReceiverOptions receiver;
   transfer::SenderOptions sender;
   transfer::RetentionOptions retention;  // blocks_max 0: half of the pool
