@@ -15,12 +15,27 @@
 #include "app/local_http.h"
 #include "app/options.h"
 #include "app/paths.h"
+#include "app/supervisor.h"
 
 namespace baton::app {
 namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
+
+TEST(RestartPauses, CrashesWaitLongerEachTimeWhoWasAskedDoesNot) {
+  using std::chrono::milliseconds;
+  using std::chrono::seconds;
+  RestartPauses pauses;
+  const Duration crashes[] = {milliseconds(100), milliseconds(200), milliseconds(400)};
+  for (const Duration expected : crashes) EXPECT_EQ(pauses.next(false, seconds(1), seconds(30)), expected);
+  EXPECT_EQ(pauses.next(true, seconds(1), seconds(30)), Duration(0));
+  EXPECT_EQ(pauses.next(true, milliseconds(1), seconds(30)), milliseconds(100)) << "one that ends as soon as it starts is no busy loop";
+  EXPECT_EQ(pauses.next(false, seconds(1), seconds(30)), milliseconds(800)) << "a restart that was asked for is neither penalty nor pardon";
+  for (int i = 0; i < 10; ++i) (void)pauses.next(false, seconds(1), seconds(30));
+  EXPECT_EQ(pauses.next(false, seconds(1), seconds(30)), seconds(10));
+  EXPECT_EQ(pauses.next(false, seconds(31), seconds(30)), milliseconds(100));
+}
 
 TEST(Args, SizesInBothSystems) {
   EXPECT_EQ(*parse_size("262144"), 262144);

@@ -14,19 +14,25 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 namespace baton::app {
 namespace {
-
-constexpr Duration kFirstBackoff = std::chrono::milliseconds(100);
-constexpr Duration kLastBackoff = std::chrono::seconds(10);
 
 std::string describe_exit(int status) {
   if (WIFSIGNALED(status)) return fmt::format("killed by signal {} ({})", WTERMSIG(status), strsignal(WTERMSIG(status)));
   return fmt::format("exited with code {}", WEXITSTATUS(status));
 }
 
+bool asked_to_end(int status) { return WIFSIGNALED(status) ? WTERMSIG(status) == SIGTERM : WEXITSTATUS(status) == 0; }
+
 }  // namespace
+
+Duration RestartPauses::next(bool asked, Duration lived, Duration stable_after) {
+  if (asked) return lived >= kFirst ? Duration(0) : kFirst;  // never a busy loop, whatever ends it
+  if (lived > stable_after) pause_ = kFirst;
+  return std::exchange(pause_, std::min(pause_ * 2, kLast));
+}
 
 struct Supervisor::Child {
   ChildSpec spec;
@@ -34,7 +40,7 @@ struct Supervisor::Child {
   int pidfd = -1;
   int restarts = 0;
   TimePoint started{};
-  Duration backoff = kFirstBackoff;
+  RestartPauses pauses;
 };
 
 Supervisor::Supervisor(net::EventLoop& loop, std::vector<ChildSpec> children, Events events, Duration stable_after)
@@ -114,9 +120,7 @@ void Supervisor::on_child_exit(Child& child) {
     if (events_.on_exit) events_.on_exit(child.spec.name, describe_exit(status), Duration(-1));
     return;
   }
-  if (loop_.clock().now() - child.started > stable_after_) child.backoff = kFirstBackoff;
-  const Duration delay = child.backoff;
-  child.backoff = std::min(child.backoff * 2, kLastBackoff);
+  const Duration delay = child.pauses.next(asked_to_end(status), loop_.clock().now() - child.started, stable_after_);
   if (events_.on_exit) events_.on_exit(child.spec.name, describe_exit(status), delay);
   loop_.after(delay, [this, &child] {
     if (stopping_ || child.pid >= 0) return;

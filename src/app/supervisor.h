@@ -21,6 +21,20 @@ struct ChildSpec {
   int output_fd = -1;                    // instead of this process's stdout and stderr
 };
 
+// How long a child that ended by itself stays down. One that was asked to end from outside (SIGTERM: it exits with 0, or is killed by it if
+// that came early) starts again at once: that is how workers are restarted one after another. One that crashes waits, twice as long each
+// time.
+class RestartPauses {
+ public:
+  // Who lived for `stable_after` has its crashes forgiven.
+  Duration next(bool asked, Duration lived, Duration stable_after);
+
+ private:
+  static constexpr Duration kFirst = std::chrono::milliseconds(100);
+  static constexpr Duration kLast = std::chrono::seconds(10);
+  Duration pause_ = kFirst;
+};
+
 class Supervisor {
  public:
   struct Events {

@@ -16,12 +16,23 @@ class Reader:
     """Reads one stream in a thread, with the time of each event."""
 
     def __init__(self, port, body, path="/v1/completions"):
-        self.connection = open_stream(port, path, body, timeout=60)
+        self.open(open_stream(port, path, body, timeout=60))
+        self.thread = threading.Thread(target=self.read, daemon=True)
+        self.thread.start()
+
+    @classmethod
+    def of(cls, connection):
+        """Reads an open stream here and now."""
+        reader = cls.__new__(cls)
+        reader.open(connection)
+        reader.read()
+        return reader
+
+    def open(self, connection):
+        self.connection = connection
         self.worker = self.connection.headers.get("x-baton-decode-worker")
         self.prefiller = self.connection.headers.get("x-baton-prefill-worker")
         self.events, self.times, self.broken = [], [], None
-        self.thread = threading.Thread(target=self.read, daemon=True)
-        self.thread.start()
 
     def read(self):
         try:
@@ -165,6 +176,14 @@ class KillTest(harness.BatonTest):
         wait_until(lambda: server.workers().get("d0", {}).get("ready"), 10, "d0 is taken back")
         wait_until(lambda: all(w["running"] == 0 and w["blocks_free"] + w["blocks_cached"] == w["blocks_total"] for w in server.workers().values()), 5,
                    lambda: f"what hung there is gone: {server.workers()}")
+
+    def test_a_worker_that_was_asked_to_end_starts_again_at_once(self):
+        server = self.start("--prefill", 1, "--decode", 1)
+        for _ in range(3):
+            pid = server.child("d0")
+            os.kill(pid, signal.SIGTERM)
+            self.back(server, "d0", pid)
+        self.assertEqual(server.log().count("d0 exited with code 0; restarting in 0.0 s"), 3, server.log())
 
     def test_a_worker_dies_while_the_server_drains(self):
         server = self.start("--prefill", 1, "--decode", 1)
