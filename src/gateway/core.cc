@@ -21,6 +21,7 @@ Core::Request* Core::find(RequestKey key) {
 // --- from clients
 
 RequestKey Core::submit(TimePoint now, wire::GenerateRequest base) {
+  forgive_own_pause(now);
   const RequestKey key(++last_request_);
   ++stats_.requests;
   const auto reject = [&](Status status) {
@@ -239,6 +240,7 @@ void Core::wake_at(Request& request, TimePoint at) {
 }
 
 void Core::on_time(TimePoint now) {
+  forgive_own_pause(now);
   std::vector<RequestKey> due;
   for (const auto& [at, key] : wakes_) {
     if (at > now) break;
@@ -305,17 +307,44 @@ bool Core::only_preempted(Request& request, const Run& run, TimePoint now) const
 // --- workers
 
 void Core::on_status(TimePoint now, WorkerId worker, const wire::WorkerStatus& status) {
+  forgive_own_pause(now);
   const auto change = registry_.on_status(now, worker, status);
   if (change == Registry::Change::kRestarted) lose_legs(now, worker, status.incarnation, "restarted");
   if (change == Registry::Change::kHung) lose_legs(now, worker, std::nullopt, registry_.at(worker).problem);
+  lose_silent_legs(now, worker);
   if (status.draining) on_draining(now, worker);
   room_changed_ = true;
   sweep(now);
 }
 
 void Core::on_poll_failed(TimePoint now, WorkerId worker, bool unreachable, const std::string& why) {
+  forgive_own_pause(now);
   if (registry_.on_poll_failed(now, worker, unreachable, why) == Registry::Change::kLost)
     lose_legs(now, worker, std::nullopt, "died: " + why);
+}
+
+// Legs say at least that they live, four times in the progress time-out. One that does not has lost its way to here, though its worker
+// answers polls: it alone is given up, not the worker. Looked at with each poll, so that no token touches a timer.
+void Core::lose_silent_legs(TimePoint now, WorkerId worker) {
+  std::vector<LegId> silent;
+  for (const auto& [id, leg] : legs_)
+    if (leg.worker == worker && now - leg.heard_at >= options_.registry.progress_timeout) silent.push_back(id);
+  for (const LegId id : silent) {
+    const auto leg = legs_.find(id);
+    if (leg == legs_.end()) continue;  // went with its partner
+    Request* request = find(leg->second.request);
+    BATON_CHECK(request != nullptr);
+    actions_.push_back(CancelLeg{id});
+    leg_failed(*request, id, now, Status(Code::kUnavailable, registry_.at(worker).name() + ": the leg says nothing any more"), false);
+  }
+}
+
+// Polls alone make several events in the progress time-out. Where none came, this process stood still, and what the legs said meanwhile is
+// yet to be read.
+void Core::forgive_own_pause(TimePoint now) {
+  const bool late = now - std::exchange(last_event_, now) >= options_.registry.progress_timeout / 2;
+  if (!late) return;
+  for (auto& [id, leg] : legs_) leg.heard_at = now;
 }
 
 // Fails the legs on a worker, except those to the incarnation that lives.

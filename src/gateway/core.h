@@ -148,6 +148,7 @@ class Core {
     bool prefill = false;
     WorkerId worker;
     Incarnation incarnation;
+    TimePoint heard_at{};  // its last event, or its start
     std::int64_t blocks = 0, tokens = 0;  // what it is charged for in the registry
     int sequences = 0;
     LeaseId lease{};  // of a prefill leg
@@ -172,6 +173,8 @@ class Core {
   void expire(Request& request, TimePoint now);
   bool only_preempted(Request& request, const Run& run, TimePoint now) const;
   void lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> living, const std::string& why);
+  void lose_silent_legs(TimePoint now, WorkerId worker);
+  void forgive_own_pause(TimePoint now);
 
   // core_legs.cc: runs and their legs
   wire::GenerateRequest request_of(const Request& request, const Run& run, TimePoint now) const;
@@ -235,6 +238,7 @@ class Core {
   // A run that was refused for want of room and asks again. Nobody else asks before its answer: what it is short of would go to smaller
   // ones for ever.
   std::optional<std::pair<RequestKey, std::size_t>> probe_;
+  TimePoint last_event_{};  // of any kind: a gap between events is this gateway's own pause
   bool room_changed_ = false;  // a leg ended, or a worker reported: the queue's head may fit now
   bool dispatching_ = false;
   std::vector<RequestKey> closed_;  // to be erased when the event that closed them is over

@@ -62,7 +62,7 @@ void Core::set_wait(Request& request, Run& run, TimePoint now, Duration wait, st
 LegId Core::open_leg(Request& request, std::size_t run_index, bool prefill, WorkerId id, std::int64_t blocks, std::int64_t tokens) {
   Worker& worker = registry_.at(id);
   const LegId leg(++last_leg_);
-  legs_[leg] = {request.key, run_index, prefill, id, worker.status.incarnation, blocks, tokens};
+  legs_[leg] = {request.key, run_index, prefill, id, worker.status.incarnation, last_event_, blocks, tokens};
   ++worker.legs;
   ++worker.placed;
   worker.blocks_promised += blocks;
@@ -258,8 +258,10 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
 // --- events
 
 void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
+  forgive_own_pause(now);
   const auto found = legs_.find(id);
   if (found == legs_.end()) return;
+  found->second.heard_at = now;
   const Leg leg = found->second;
   Request& request = *find(leg.request);
   Run& run = request.runs[leg.run];
@@ -524,6 +526,7 @@ void Core::merge_served(Request& request, const Leg& leg, const wire::Served& sa
 // --- failures
 
 void Core::on_leg_end(TimePoint now, LegId id, const LegEnd& end) {
+  forgive_own_pause(now);
   const auto found = legs_.find(id);
   if (found == legs_.end()) return;
   const WorkerId worker = found->second.worker;

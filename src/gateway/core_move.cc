@@ -112,7 +112,8 @@ bool Core::start_move(Request& request, std::size_t old_index, int choice, TimeP
            local ? options_.prefill_slack + 4 * placement_.prefill_estimate(placed->worker, need) : options_.reserve_timeout,
            (local ? "prefill on " : "a reservation on ") + worker.name());
   if (local) remember_prefix(placed->worker, request, sent.ids);
-  actions_.push_back(StartDecode{leg, placed->worker, {std::move(sent), request.runs[index].attempt, local}});
+  sent.traceparent = hop(request, leg);
+  actions_.push_back(StartDecode{leg, placed->worker, {std::move(sent), request.runs[index].attempt, local, {options_.identity, leg.value}}});
   return true;
 }
 
