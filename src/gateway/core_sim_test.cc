@@ -348,6 +348,14 @@ class World {
     s.model_digest = "m", s.ready = true;
     s.block_tokens = 16, s.blocks_total = s.blocks_free = 500, s.max_num_seqs = 16;
     core_->on_status(now_, id, s);
+    say_alive(w);
+  }
+  // Legs of which nothing else is to be told say so.
+  void say_alive(std::size_t w) {
+    std::vector<LegId> there;
+    for (const auto& [leg, at] : legs_)
+      if (at.worker == w && alive(leg)) there.push_back(leg);
+    for (const LegId leg : there) core_->on_leg_event(now_, leg, wire::Alive{});
   }
   void fault() {
     const auto w = static_cast<std::size_t>(rng_.below(workers_.size()));
