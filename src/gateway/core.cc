@@ -286,12 +286,15 @@ void Core::expire(Request& request, TimePoint now) {
       set_wait(request, run, now, options_.token_timeout, "its turn after a preemption on " + registry_.at(worker).name());
       continue;
     }
+    const bool handing_over =
+        run.state == RunState::kPrefilling && !run.local && (!run.prefill_leg || legs_.at(*run.prefill_leg).tokens == 0);
+    if (handing_over) pairs_.failed(now, run.prefill_worker, run.decode_worker);
     const Status status(Code::kUnavailable, registry_.at(worker).name() + ": waited too long for " + run.waiting_for);
     ++stats_.waits_expired;
     registry_.on_leg_broken(worker, status.message());
     actions_.push_back(PollNow{worker});
     actions_.push_back(CancelLeg{*leg});
-    leg_failed(request, *leg, now, status, false);
+    leg_failed(request, *leg, now, status, Fault::kLost);
   }
 }
 
@@ -335,7 +338,8 @@ void Core::lose_silent_legs(TimePoint now, WorkerId worker) {
     Request* request = find(leg->second.request);
     BATON_CHECK(request != nullptr);
     actions_.push_back(CancelLeg{id});
-    leg_failed(*request, id, now, Status(Code::kUnavailable, registry_.at(worker).name() + ": the leg says nothing any more"), false);
+    leg_failed(*request, id, now, Status(Code::kUnavailable, registry_.at(worker).name() + ": the leg says nothing any more"),
+               Fault::kLost);
   }
 }
 
@@ -361,7 +365,7 @@ void Core::lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> 
     Request* request = find(leg->second.request);
     BATON_CHECK(request != nullptr);
     actions_.push_back(CancelLeg{id});
-    leg_failed(*request, id, now, status, false);
+    leg_failed(*request, id, now, status, Fault::kLost);
   }
   sweep(now);
 }

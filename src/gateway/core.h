@@ -22,6 +22,7 @@
 #include "base/clock.h"
 #include "base/ids.h"
 #include "base/status.h"
+#include "gateway/pairs.h"
 #include "gateway/placement.h"
 #include "gateway/registry.h"
 #include "gateway/request_log.h"
@@ -81,7 +82,8 @@ struct CoreOptions {
   Incarnation identity;  // of this gateway, drawn when it starts: with a leg's number it names the leg among those of all gateways
   Fallback fallback = Fallback::kLocal;
   std::size_t requests_max = 4096;  // in flight; beyond: kResourceExhausted
-  int retries_max = 4;              // failures of a run since it last made progress
+  int retries_max = 4;              // failures at work on a run since it last made progress
+  int losses_max = 32;              // workers lost while the run waited there, since it last made progress
   // Each wait is also bounded by what is left of the request's own deadline.
   Duration reserve_timeout = std::chrono::seconds(5);
   Duration prefill_slack = std::chrono::seconds(30);   // on top of four times the expected time
@@ -148,12 +150,19 @@ class Core {
     bool prefill = false;
     WorkerId worker;
     Incarnation incarnation;
-    TimePoint heard_at{};  // its last event, or its start
+    TimePoint heard_at{};                 // its last event, or its start
     std::int64_t blocks = 0, tokens = 0;  // what it is charged for in the registry
     int sequences = 0;
     LeaseId lease{};  // of a prefill leg
   };
   using Emission = decltype(Deliver::event);
+  // How a leg failed.
+  enum class Fault : std::uint8_t {
+    kRefused,  // it was not taken
+    kLost,     // the worker, or the way to it, is gone or silent
+    kNacked,   // D does not take this attempt's KV
+    kFailed,   // the worker says so, or sends nonsense
+  };
 
   // core.cc: requests, time, workers
   void deliver(Request& request, Emission event);
@@ -181,18 +190,18 @@ class Core {
   static std::string hop(const Request& request, LegId leg);
   void start_run(Request& request, std::size_t run_index, TimePoint now);
   void start_prefill(Request& request, std::size_t run_index, TimePoint now);
+  Tried avoiding_ways(const Run& run, TimePoint now) const;
   LegId open_leg(Request& request, std::size_t run_index, bool prefill, WorkerId worker, std::int64_t blocks, std::int64_t tokens);
   void end_leg(LegId leg);
   void cancel_leg(std::optional<LegId>& leg);
   void cancel_legs(Run& run);
   void hold(Run& run);
   void hold_lost(Request& request, std::size_t run_index, TimePoint now, const std::string& why);
-  void leg_failed(Request& request, LegId leg, TimePoint now, const Status& status, bool refused);
-  void decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused);
-  void prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, bool refused,
-                      bool nacked);
+  void leg_failed(Request& request, LegId leg, TimePoint now, const Status& status, Fault fault);
+  void decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, Fault fault);
+  void prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, Fault fault);
   void take_refusal(Run& run, WorkerId worker, const Status& status);
-  bool count_failure(Request& request, Run& run, TimePoint now, const Status& status);
+  bool count_failure(Request& request, Run& run, TimePoint now, const Status& status, bool at_work);
   void restart(Request& request, std::size_t run_index, TimePoint now);
   void finish_ended(Request& request, int choice);
   void set_wait(Request& request, Run& run, TimePoint now, Duration wait, std::string what);
@@ -225,6 +234,7 @@ class Core {
   const CoreOptions options_;
   Registry registry_;
   Placement placement_{registry_};
+  Pairs pairs_{registry_};
   RequestLog log_;
   Stats stats_;
   std::uint64_t last_request_ = 0, last_leg_ = 0;
@@ -238,7 +248,7 @@ class Core {
   // A run that was refused for want of room and asks again. Nobody else asks before its answer: what it is short of would go to smaller
   // ones for ever.
   std::optional<std::pair<RequestKey, std::size_t>> probe_;
-  TimePoint last_event_{};  // of any kind: a gap between events is this gateway's own pause
+  TimePoint last_event_{};     // of any kind: a gap between events is this gateway's own pause
   bool room_changed_ = false;  // a leg ended, or a worker reported: the queue's head may fit now
   bool dispatching_ = false;
   std::vector<RequestKey> closed_;  // to be erased when the event that closed them is over

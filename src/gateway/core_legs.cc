@@ -126,6 +126,23 @@ void Core::remember_prefix(WorkerId id, const Request& request, std::span<const 
   if (worker.status.block_tokens > 0) worker.prefixes.insert(wire::prefix_chain(ids, worker.status.block_tokens, request.base.cache_salt));
 }
 
+// What the run has tried, and the ways that failed others: decode workers that no prefill worker reaches; once there is a decode worker,
+// prefill workers that do not reach it.
+Tried Core::avoiding_ways(const Run& run, TimePoint now) const {
+  Tried tried = run.tried;
+  const auto prefillers = registry_.usable(wire::Role::kPrefill);
+  const auto avoid = [&](WorkerId p, WorkerId d) { return pairs_.avoid(now, p, d); };
+  if (run.decode_leg) {
+    for (const WorkerId p : prefillers)
+      if (avoid(p, run.decode_worker)) tried.failed.insert(p);
+    return tried;
+  }
+  for (const wire::Role role : {wire::Role::kDecode, wire::Role::kBoth})
+    for (const WorkerId d : registry_.usable(role))
+      if (!prefillers.empty() && std::ranges::all_of(prefillers, [&](WorkerId p) { return avoid(p, d); })) tried.failed.insert(d);
+  return tried;
+}
+
 // Leg 1: a decode worker that reserves for the whole run, or serves it alone.
 void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   Run& run = request.runs[run_index];
@@ -136,12 +153,13 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   }
   run.state = RunState::kReserving;
   run.lease_failures = 0;
+  run.started = false;
   run.preempted.clear();
   if (!run.held_leg) run.emitted = run.n == 1 ? request.choice(run.first)->tokens().size() : 0;
   wire::GenerateRequest sent = request_of(request, run, now);
   const auto new_tokens = std::max<std::int64_t>(0, sent.sampling.max_tokens - static_cast<std::int64_t>(run.emitted));
   const Need need{sent.ids, run.n, static_cast<std::int32_t>(new_tokens), sent.cache_salt};
-  const auto placed = placement_.decode(need, run.tried, options_.fallback);
+  const auto placed = placement_.decode(need, avoiding_ways(run, now), options_.fallback);
   if (!placed.ok()) {
     const Status status = run.refusal.value_or(placed.status());
     if (placed.status().code() == Code::kResourceExhausted || status.code() == Code::kResourceExhausted)
@@ -193,6 +211,7 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
 void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now) {
   Run& run = request.runs[run_index];
   run.state = RunState::kPrefilling;
+  run.started = false;
   wire::GenerateRequest sent = request_of(request, run, now);
   const Need need{sent.ids, run.n, 0, sent.cache_salt};
   std::optional<WorkerId> placed;
@@ -204,7 +223,7 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
     claim = wire::hold_of(held.lease);
     tokens = std::exchange(held.tokens, 0);  // what is left to compute is the new leg's now
     registry_.at(held.worker).prefill_tokens -= tokens;
-  } else if (const auto best = placement_.prefill(need, run.tried); best.ok()) {
+  } else if (const auto best = placement_.prefill(need, avoiding_ways(run, now)); best.ok()) {
     placed = *best;
   } else {
     if (run.replaces) return move_failed(request, run_index, now, best.status());
@@ -224,6 +243,7 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
     return restart(request, run_index, now);
   }
   run.prefill_worker = *placed;
+  pairs_.on_used(now, *placed, run.decode_worker);
   const Duration estimate = placement_.prefill_estimate(*placed, need);
   set_wait(request, run, now, options_.prefill_slack + 4 * estimate, "prefill on " + worker.name());
   const LegId leg = open_leg(request, run_index, true, *placed, 0, tokens);
@@ -281,6 +301,7 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                  },
                  [&](const wire::Started&) {
                    if (run.state != RunState::kPrefilling || leg.prefill == run.local) return;
+                   run.started = true;
                    if (served.prefill_start_ms < 0) served.prefill_start_ms = offset_ms();
                    note(request, now, "prefill_started", worker);
                  },
@@ -295,7 +316,7 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                    const bool held = run.held_leg == id;
                    end_leg(id);
                    if (held) return hold_lost(request, leg.run, now, e.status.to_string());
-                   prefill_failed(request, leg.run, now, leg.worker, e.status, false, true);
+                   prefill_failed(request, leg.run, now, leg.worker, e.status, Fault::kNacked);
                  },
                  [&](const wire::Claimed& e) { on_claimed(request, id, now, e.found); },
                  [&](const wire::Retained& e) { on_retained(request, id, now, e); },
@@ -318,7 +339,7 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                    if (leg.incarnation == registry_.at(leg.worker).status.incarnation) registry_.on_draining(leg.worker);
                    if (!leg.prefill && !request.linger_until) leave(request, leg.run, now);
                  },
-                 [&](const wire::Failed& e) { leg_failed(request, id, now, e.status.with_context(worker), false); },
+                 [&](const wire::Failed& e) { leg_failed(request, id, now, e.status.with_context(worker), Fault::kFailed); },
              },
              event);
   sweep(now);
@@ -347,10 +368,11 @@ void Core::on_retained(Request& request, LegId id, TimePoint now, const wire::Re
   if (!leg.prefill || !event.reason) return;
   note(request, now, "retained", registry_.at(leg.worker).name() + ": " + event.reason->to_string());
   if (run.prefill_leg != id || run.state != RunState::kPrefilling) return;
+  pairs_.failed(now, leg.worker, run.decode_worker);
   if (run.replaces) return move_failed(request, leg.run, now, *event.reason);
   ++stats_.retries_nacked;
   ++request.record.retries;
-  if (!count_failure(request, run, now, *event.reason)) return;
+  if (!count_failure(request, run, now, *event.reason, false)) return;  // P has done its work
   hold(run);
   if (++run.hold_failures >= kHoldFailuresMax) {
     run.hold_failures = 0;
@@ -381,6 +403,7 @@ void Core::on_committed(Request& request, std::size_t run_index, TimePoint now, 
   if (event.attempt.value > request.attempts) return garbage(request, leg, now, "committed an attempt that was never made");
   if (run.state != RunState::kDecoding) {
     run.state = RunState::kDecoding;
+    pairs_.worked(run.prefill_worker, run.decode_worker);
     if (run.prefill_leg && event.attempt != run.attempt) cancel_leg(run.prefill_leg);
     cancel_leg(run.held_leg);
     run.hold_failures = 0;
@@ -447,7 +470,7 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
   }
   if (ready.empty()) return;
   run.tried = {};
-  run.failures = 0;
+  run.failures = run.losses = 0;
   if (!request.first_token) {
     request.first_token = true;
     request.record.served.first_token_ms = to_ms(now - request.arrival);
@@ -475,7 +498,8 @@ void Core::on_finish(Request& request, LegId id, TimePoint now, const wire::Fini
   if (stream.finished()) return;
   if (stream.has_gap()) return garbage(request, id, now, "finish behind a missing token");
   if (event.reason == wire::FinishReason::kAbort)  // the worker gave it up, it did not end: whatever is missing can be had elsewhere
-    return leg_failed(request, id, now, Status(Code::kUnavailable, registry_.at(leg.worker).name() + " aborted the sequence"), false);
+    return leg_failed(request, id, now, Status(Code::kUnavailable, registry_.at(leg.worker).name() + " aborted the sequence"),
+                      Fault::kFailed);
   stream.finish();
   drop_move(request, event.choice);
   settle_moves(request, now);
@@ -538,23 +562,23 @@ void Core::on_leg_end(TimePoint now, LegId id, const LegEnd& end) {
   };
   switch (end.kind) {
     case LegEnd::Kind::kComplete:
-      leg_failed(request, id, now, Status(Code::kUnavailable, name + " ended its answer early"), false);
+      leg_failed(request, id, now, Status(Code::kUnavailable, name + " ended its answer early"), Fault::kFailed);
       break;
     case LegEnd::Kind::kRefused: {
       const bool room_changed = room_changed_;
-      leg_failed(request, id, now, end.status.with_context(name), true);
+      leg_failed(request, id, now, end.status.with_context(name), Fault::kRefused);
       room_changed_ = room_changed;  // a refused leg held nothing: asking again at once would get the same answer
       break;
     }
     case LegEnd::Kind::kBroken:
       registry_.on_leg_broken(worker, end.status.message());
       actions_.push_back(PollNow{worker});
-      leg_failed(request, id, now, broken(end.status), false);
+      leg_failed(request, id, now, broken(end.status), end.status.code() == Code::kDataLoss ? Fault::kFailed : Fault::kLost);
       break;
     case LegEnd::Kind::kUnreachable: {
       const auto change = registry_.on_poll_failed(now, worker, true, end.status.message());
       actions_.push_back(PollNow{worker});
-      leg_failed(request, id, now, broken(end.status), false);
+      leg_failed(request, id, now, broken(end.status), Fault::kLost);
       if (change == Registry::Change::kLost) lose_legs(now, worker, std::nullopt, "died: " + end.status.message());
       break;
     }
@@ -565,19 +589,20 @@ void Core::on_leg_end(TimePoint now, LegId id, const LegEnd& end) {
 void Core::garbage(Request& request, LegId id, TimePoint now, const std::string& what) {
   ++stats_.garbage;
   actions_.push_back(CancelLeg{id});
-  leg_failed(request, id, now, Status(Code::kDataLoss, registry_.at(legs_.at(id).worker).name() + " sent nonsense: " + what), false);
+  leg_failed(request, id, now, Status(Code::kDataLoss, registry_.at(legs_.at(id).worker).name() + " sent nonsense: " + what),
+             Fault::kFailed);
 }
 
-void Core::leg_failed(Request& request, LegId id, TimePoint now, const Status& status, bool refused) {
+void Core::leg_failed(Request& request, LegId id, TimePoint now, const Status& status, Fault fault) {
   const Leg leg = legs_.at(id);
   const bool held = request.runs[leg.run].held_leg == id;
   end_leg(id);
   if (held) return hold_lost(request, leg.run, now, status.to_string());
   if (request.linger_until) return finish_if_complete(request, now);
   if (leg.prefill) {
-    prefill_failed(request, leg.run, now, leg.worker, status, refused, false);
+    prefill_failed(request, leg.run, now, leg.worker, status, fault);
   } else {
-    decode_failed(request, leg.run, now, leg.worker, status, refused);
+    decode_failed(request, leg.run, now, leg.worker, status, fault);
   }
 }
 
@@ -591,18 +616,21 @@ void Core::take_refusal(Run& run, WorkerId worker, const Status& status) {
   actions_.push_back(PollNow{worker});
 }
 
-// False if the request has failed for good.
-bool Core::count_failure(Request& request, Run& run, TimePoint now, const Status& status) {
-  if (++run.failures <= options_.retries_max) return true;
-  finish(request, now, status.with_context("gave up after " + std::to_string(options_.retries_max) + " retries"));
+// False if the request has failed for good. One that brings down whoever works on it must not go through the whole cluster; one that only
+// waited where a worker was lost is innocent, and goes on for as long as its deadline allows (`losses_max` ends a loop without pauses).
+bool Core::count_failure(Request& request, Run& run, TimePoint now, const Status& status, bool at_work) {
+  const int most = at_work ? options_.retries_max : options_.losses_max;
+  if (++(at_work ? run.failures : run.losses) <= most) return true;
+  finish(request, now, status.with_context("gave up after " + std::to_string(most) + " retries"));
   return false;
 }
 
-void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& said, bool refused,
-                          bool nacked) {
+void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& said, Fault fault) {
+  const bool refused = fault == Fault::kRefused, nacked = fault == Fault::kNacked;
   const Status status = as_ours(said, now, request.deadline);
   Run& run = request.runs[run_index];
   if (run.state != RunState::kPrefilling) return fail_if_logprobs_lost(request, now);  // D has committed
+  if (nacked) pairs_.failed(now, worker, run.decode_worker);
   if (run.replaces) return move_failed(request, run_index, now, status);
   note(request, now, nacked ? "prefill_nacked" : refused ? "prefill_refused" : "prefill_failed", status.to_string(), !refused);
   // A claim that was refused may still be computed: the request itself has been accepted once.
@@ -616,14 +644,15 @@ void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now
     take_refusal(run, worker, status);
   } else if (!refused) {
     run.tried.failed.insert(worker);
-    if (!count_failure(request, run, now, status)) return;
+    if (!count_failure(request, run, now, status, fault != Fault::kLost || run.started)) return;
     if (give_lease_up(request, run_index, now)) return;
   }
   run.attempt = Attempt(BATON_MUTANT(retry_keeps_attempt) ? request.attempts : ++request.attempts);
   start_prefill(request, run_index, now);
 }
 
-void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& said, bool refused) {
+void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& said, Fault fault) {
+  const bool refused = fault == Fault::kRefused;
   const Status status = as_ours(said, now, request.deadline);
   Run& run = request.runs[run_index];
   if (run.replaces) return move_failed(request, run_index, now, status);
@@ -634,6 +663,7 @@ void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now,
     cancel_leg(run.prefill_leg);
   }
   if (run.state == RunState::kEnded) return cancel_leg(run.held_leg);
+  const bool at_work = fault != Fault::kLost || run.state == RunState::kDecoding || (run.local && run.started);
   note(request, now, refused ? "decode_refused" : "decode_failed", status.to_string(), !refused);
   if (!retryable(status.code())) return finish(request, now, status);
   ++(refused ? stats_.retries_decode_refused : stats_.retries_decode_failed);
@@ -643,7 +673,7 @@ void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now,
     run.lacked_room |= status.code() == Code::kResourceExhausted;
   } else {
     run.tried.failed.insert(worker);
-    if (!count_failure(request, run, now, status)) return;
+    if (!count_failure(request, run, now, status, at_work)) return;
   }
   restart(request, run_index, now);
 }
@@ -701,6 +731,7 @@ void Core::restart(Request& request, std::size_t run_index, TimePoint now) {
                                .n = 1,
                                .decode_worker = old.decode_worker,
                                .failures = old.failures,
+                               .losses = old.losses,
                                .tried = old.tried,
                                .refusal = old.refusal,
                                .lacked_room = old.lacked_room});

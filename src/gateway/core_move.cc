@@ -58,7 +58,7 @@ void Core::leave(Request& request, std::size_t run_index, TimePoint now) {
   if (!placement_.decode({sent.ids, run.n, sent.sampling.max_tokens, sent.cache_salt}, tried, Fallback::kFail).ok()) return;
   const WorkerId worker = run.decode_worker;
   cancel_leg(run.decode_leg);
-  decode_failed(request, run_index, now, worker, Status(Code::kUnavailable, why), true);
+  decode_failed(request, run_index, now, worker, Status(Code::kUnavailable, why), Fault::kRefused);
 }
 
 // Replacements for each choice that has none. Where nobody can take them now, again after a pause.
@@ -113,7 +113,8 @@ bool Core::start_move(Request& request, std::size_t old_index, int choice, TimeP
            (local ? "prefill on " : "a reservation on ") + worker.name());
   if (local) remember_prefix(placed->worker, request, sent.ids);
   sent.traceparent = hop(request, leg);
-  actions_.push_back(StartDecode{leg, placed->worker, {std::move(sent), request.runs[index].attempt, local, {options_.identity, leg.value}}});
+  actions_.push_back(
+      StartDecode{leg, placed->worker, {std::move(sent), request.runs[index].attempt, local, {options_.identity, leg.value}}});
   return true;
 }
 

@@ -145,23 +145,6 @@ TEST_F(CoreTest, NackIsRetriedUnderTheSameLease) {
   EXPECT_EQ(core_->stats().retries_nacked, 1u);
 }
 
-TEST_F(CoreTest, RetriesAreBounded) {
-  start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}});
-  submit(request_of({1, 2, 3}));
-  event(decode(), wire::Reserved{LeaseId(77)});
-  for (std::size_t leases = 1; leases < 50 && done_.empty();) {
-    event(prefill(), wire::Failed{Status(Code::kDataLoss, "digest")});
-    if (decodes_.size() > leases) event(decode(), wire::Reserved{LeaseId(77 + ++leases)});
-  }
-  ASSERT_EQ(done_.size(), 1u);
-  EXPECT_EQ(prefills_.size(), 1u + CoreOptions{}.retries_max);
-  EXPECT_EQ(done_[0].code(), Code::kDataLoss);
-  EXPECT_THAT(done_[0].message(), HasSubstr("gave up after"));
-  EXPECT_EQ(core_->open_legs(), 0u);
-  EXPECT_EQ(decodes_.size(), 3u) << "two failures under one lease cast doubt on D";
-  EXPECT_THAT(cancelled_, ::testing::Contains(decodes_[2].leg));
-}
-
 TEST_F(CoreTest, DecodeRefusalTriesTheOthersThenWaitsForRoom) {
   start({{"p0", Role::kPrefill}, {"d0", Role::kDecode}, {"d1", Role::kDecode}});
   submit(request_of({1, 2, 3}));

@@ -34,7 +34,9 @@ struct Core::Run {
   std::optional<LegId> held_leg{};
   int hold_failures = 0;  // attempts to hand over what one prefill worker has computed
   LeaseId lease{};
-  int failures = 0;        // since its last progress
+  bool started = false;    // whoever prefills has begun to
+  int failures = 0;        // while a worker was at work on it, since its last progress
+  int losses = 0;          // of workers where it waited, since its last progress
   int lease_failures = 0;  // prefills that failed under this lease
   TimePoint deadline = kNever;
   std::string waiting_for{};

@@ -225,8 +225,8 @@ using json::Writer;
 
 // In the order of LegEvent's alternatives.
 constexpr std::array<std::string_view, std::variant_size_v<LegEvent>> kEventNames = {
-    "reserved",  "started", "committed",       "nacked", "claimed", "retained", "tokens", "preempted",
-    "finish",    "prompt_logprobs", "served", "done",   "failed",  "alive",    "draining"};
+    "reserved", "started",         "committed", "nacked", "claimed", "retained", "tokens",  "preempted",
+    "finish",   "prompt_logprobs", "served",    "done",   "failed",  "alive",    "draining"};
 
 template <std::size_t I = 0>
 Result<LegEvent> read_event(std::size_t index, const Reader::Json& json) {
