@@ -106,7 +106,7 @@ void FrontFlags::add_to(CLI::App& app) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--seed", seed, "makes the seeds of requests that give none repeatable (default: drawn from the system)")->group(group);
-  app.add_option("--fallback", fallback, "when no prefill worker lives: local (the decode workers compute prompts) or fail")
+  app.add_option("--fallback", fallback, "when a role has no live worker: local (the other role serves requests alone) or fail")
       ->check(CLI::IsMember({"local", "fail"}))
       ->capture_default_str()
       ->group(group);

@@ -315,6 +315,7 @@ void Core::on_status(TimePoint now, WorkerId worker, const wire::WorkerStatus& s
   if (change == Registry::Change::kRestarted) lose_legs(now, worker, status.incarnation, "restarted");
   if (change == Registry::Change::kHung) lose_legs(now, worker, std::nullopt, registry_.at(worker).problem);
   lose_silent_legs(now, worker);
+  whole_once_ |= registry_.ready();
   if (status.draining) on_draining(now, worker);
   room_changed_ = true;
   sweep(now);
@@ -371,6 +372,14 @@ void Core::lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> 
 }
 
 // --- views
+
+std::optional<std::string> Core::not_ready() const {
+  const auto left = [&](wire::Role role) { return !registry_.usable(role).empty(); };
+  if (registry_.ready()) return std::nullopt;
+  if (whole_once_ && options_.fallback == Fallback::kLocal && (left(wire::Role::kDecode) || left(wire::Role::kPrefill)))
+    return std::nullopt;
+  return registry_.describe();
+}
 
 Stats Core::stats() const {
   Stats stats = stats_;

@@ -137,6 +137,9 @@ class Core {
   std::vector<Action> take_actions() { return std::exchange(actions_, {}); }
 
   const Registry& registry() const { return registry_; }
+  // nullopt if requests can be served. A cluster that starts waits until it is whole; afterwards what is left of it serves, as far as
+  // `fallback` lets one role do the other's work.
+  std::optional<std::string> not_ready() const;
   Stats stats() const;
   std::optional<RequestRecord> record(TimePoint now, const std::string& id) const;
   std::size_t open_legs() const { return legs_.size(); }
@@ -251,6 +254,7 @@ class Core {
   TimePoint last_event_{};     // of any kind: a gap between events is this gateway's own pause
   bool room_changed_ = false;  // a leg ended, or a worker reported: the queue's head may fit now
   bool dispatching_ = false;
+  bool whole_once_ = false;         // there was a usable pair, or a worker that does both
   std::vector<RequestKey> closed_;  // to be erased when the event that closed them is over
   std::vector<Action> actions_;
 };

@@ -82,5 +82,19 @@ TEST_F(CoreRetryTest, LossesAreBoundedToo) {
   EXPECT_THAT(done_[0].message(), HasSubstr("gave up after"));
 }
 
+TEST_F(CoreRetryTest, AClusterThatStartsIsReadyOnceItIsWhole) {
+  const WorkerId p(0), d(1);
+  const wire::WorkerStatus prefill = testing::healthy("p0", Role::kPrefill), decode = testing::healthy("d0", Role::kDecode);
+  core_ = std::make_unique<Core>(CoreOptions{}, std::vector<WorkerConfig>{{"p0", "h", 1, Role::kPrefill}, {"d0", "h", 2, Role::kDecode}});
+  core_->on_status(now_, p, prefill);
+  EXPECT_TRUE(core_->not_ready()) << "d0 may be a moment away";
+  core_->on_status(now_, d, decode);
+  EXPECT_FALSE(core_->not_ready());
+  core_->on_poll_failed(now_, d, true, "refused");
+  EXPECT_FALSE(core_->not_ready()) << "p0 serves alone";
+  core_->on_poll_failed(now_, p, true, "refused");
+  EXPECT_TRUE(core_->not_ready());
+}
+
 }  // namespace
 }  // namespace baton::gateway

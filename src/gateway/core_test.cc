@@ -461,6 +461,7 @@ TEST_F(CoreTest, NoPrefillWorkerLeftFallsBackOrFails) {
     event(decode(), wire::Reserved{LeaseId(1)});
     ended(prefill(), LegEnd::Kind::kUnreachable, Status(Code::kUnavailable, "connection refused"));
     EXPECT_FALSE(core_->registry().ready());
+    EXPECT_EQ(core_->not_ready().has_value(), fallback == Fallback::kFail);
     if (fallback == Fallback::kLocal) {
       ASSERT_EQ(decodes_.size(), 2u);
       EXPECT_TRUE(decodes_[1].body.local_prefill);

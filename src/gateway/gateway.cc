@@ -381,11 +381,7 @@ std::unique_ptr<wire::GenerateCall> Gateway::generate(wire::GenerateRequest requ
   return std::make_unique<Call<Impl>>(impl_, key);
 }
 
-std::optional<std::string> Gateway::not_ready() const {
-  const Registry& registry = impl_->core().registry();
-  if (registry.ready()) return std::nullopt;
-  return registry.describe();
-}
+std::optional<std::string> Gateway::not_ready() const { return impl_->core().not_ready(); }
 const std::vector<Worker>& Gateway::workers() const { return impl_->core().registry().workers(); }
 Stats Gateway::stats() const { return impl_->core().stats(); }
 std::size_t Gateway::open_legs() const { return impl_->open_legs(); }

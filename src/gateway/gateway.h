@@ -34,7 +34,7 @@ class Gateway final : public wire::Generator {
 
   std::unique_ptr<wire::GenerateCall> generate(wire::GenerateRequest request, std::shared_ptr<wire::GenerateSink> sink) override;
 
-  // nullopt if there is a usable pair (or a worker that does both); else what is wrong with whom.
+  // nullopt if requests can be served (core.h); else what is wrong with whom.
   std::optional<std::string> not_ready() const;
   bool ready() const { return !not_ready(); }
   // Every configured worker, with its liveness and last status.

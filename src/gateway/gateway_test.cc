@@ -352,6 +352,7 @@ TEST_F(GatewayTest, AWorkerThatHangsIsDeadAfterMissedPolls) {
   FakeWorker& d = add("d0", Role::kDecode);
   GatewayOptions options;
   options.poll_timeout = std::chrono::milliseconds(20);
+  options.core.fallback = Fallback::kFail;
   start_ready(options);
   loop_.run([&] { d.hold_status = true; });
   ASSERT_TRUE(eventually([&] { return gateway_->workers()[1].liveness == Liveness::kDead; }));
