@@ -6,7 +6,10 @@ workers with call stacks (perf, cpu-clock), and sorts each sample by the parts b
 decode side: the sample counts as digest although a copy without one would cost nearly as much, so the figure is an upper bound. Page
 faults are the price of memory that is touched for the first time, whoever touches it: they are shown apart and not counted.
 
-    tools/protection_cost.py [--model smollm2-135m] [--num-prompts 100] [--request-rate 3] [--baton build/baton]
+    tools/protection_cost.py [--model smollm2-135m] [--num-prompts 100] [--request-rate 3] [--first-token N] [--baton build/baton]
+
+With --first-token N the requests are prompts of N random tokens with two tokens of answer: nearly all that is counted stands before the first
+token, or beside it in the other process, and so bounds what protection adds to TTFT.
 
 Needs perf. Prints one line a part: share of all CPU time, and milliseconds of CPU time a request.
 """
@@ -60,9 +63,12 @@ def main():
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--num-prompts", type=int, default=100)
     parser.add_argument("--request-rate", type=float, default=3)
+    parser.add_argument("--first-token", type=int, metavar="N")
     parser.add_argument("--baton", default="build/baton")
     parser.add_argument("--port", type=int, default=8190)
     args = parser.parse_args()
+    dataset = ["lengths"] if args.first_token is None else [
+        "random", "--random-input-len", str(args.first_token), "--random-output-len", "2"]
     with tempfile.TemporaryDirectory() as home:
         serve = subprocess.Popen(
             [args.baton, "serve", args.model, "--prefill", "1", "--decode", "1", "--port", str(args.port)],
@@ -82,7 +88,7 @@ def main():
             perf = subprocess.Popen(["perf", "record", "-q", "-e", "cpu-clock", "-F", str(SAMPLES_PER_SECOND), "--call-graph", "dwarf,4096",
                                      "-p", ",".join(children), "-o", data])
             result = os.path.join(home, "result.json")
-            subprocess.check_call([args.baton, "bench", "serve", "--port", str(args.port), "--dataset-name", "lengths", "--num-prompts",
+            subprocess.check_call([args.baton, "bench", "serve", "--port", str(args.port), "--dataset-name", *dataset, "--num-prompts",
                                    str(args.num_prompts), "--request-rate", str(args.request_rate), "--save-result", "--result-filename",
                                    result], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             perf.send_signal(2)
