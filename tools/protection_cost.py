@@ -8,8 +8,8 @@ faults are the price of memory that is touched for the first time, whoever touch
 
     tools/protection_cost.py [--model smollm2-135m] [--num-prompts 100] [--request-rate 3] [--first-token N] [--baton build/baton]
 
-With --first-token N the requests are prompts of N random tokens with two tokens of answer: nearly all that is counted stands before the first
-token, or beside it in the other process, and so bounds what protection adds to TTFT.
+With --first-token N the requests are prompts of N random tokens with two tokens of answer: nearly all that is counted stands before the
+first token, or beside it in the other process, and so bounds what protection adds to TTFT.
 
 Needs perf. Prints one line a part: share of all CPU time, and milliseconds of CPU time a request.
 """
