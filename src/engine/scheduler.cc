@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <tuple>
 
 #include "base/mutant.h"
 #include "engine/scheduler_state.h"
@@ -11,6 +12,9 @@ namespace {
 
 // How much output a lease's credit covers. More is taken on demand: holding max_tokens for everyone would leave most of the pool idle.
 constexpr std::int64_t kCreditOutputTokens = 128;
+
+constexpr int kPriorityMax = 6;  // further ones count as that
+constexpr Duration kPriorityStep = Scheduler::kAgeing / (2 * kPriorityMax);
 
 std::string count(std::int64_t n, std::string_view what) { return std::to_string(n) + " " + std::string(what); }
 
@@ -72,10 +76,12 @@ Scheduler::Group* Scheduler::find(SeqId request) const {
   return it == groups_.end() ? nullptr : it->second.get();
 }
 
-Scheduler::Group& Scheduler::make_group(wire::GenerateRequest request, Purpose purpose) {
+Scheduler::Group& Scheduler::make_group(wire::GenerateRequest request, Purpose purpose, TimePoint now) {
   auto group = std::make_unique<Group>();
   group->id = SeqId(next_id_++);
   group->purpose = purpose;
+  group->due = now + std::clamp(request.priority, -kPriorityMax, kPriorityMax) * kPriorityStep;
+  group->continues = static_cast<std::size_t>(request.n_prompt) < request.ids.size();
   group->live = request.n;
   group->forked = request.n == 1;
   group->wants_prompt_logprobs = request.sampling.prompt_logprobs >= 0 && purpose != Purpose::kHandoffTarget;
@@ -103,7 +109,7 @@ Result<SeqId> Scheduler::add(wire::GenerateRequest request, Purpose purpose, Tim
   if (static_cast<std::int32_t>(waiting_.size()) >= options_.max_waiting) {
     return {Code::kResourceExhausted, "the queue is full: " + count(options_.max_waiting, "requests wait already")};
   }
-  Group& group = make_group(std::move(request), purpose);
+  Group& group = make_group(std::move(request), purpose, now);
   set_deadline(group, now);
   enqueue(waiting_, *group.sequences.front());
   return group.id;
@@ -160,7 +166,7 @@ Result<Grant> Scheduler::grant(LeaseId lease, wire::GenerateRequest request, Tim
   promised_blocks_ -= it->second.blocks;  // its slots stay promised until start_decode()
   leases_.erase(it);
 
-  Group& group = make_group(std::move(request), Purpose::kHandoffTarget);
+  Group& group = make_group(std::move(request), Purpose::kHandoffTarget, now);
   group.deadline = now + group.request.timeout;  // whoever transfers watches it until start_decode()
   Sequence& sequence = *group.sequences.front();
   sequence.state = Sequence::State::kAside;
@@ -280,10 +286,8 @@ void Scheduler::fail_all(const Status& status) {
 }
 
 bool Scheduler::before(const Sequence& a, const Sequence& b) {
-  const int pa = a.group->request.priority, pb = b.group->request.priority;
-  if (pa != pb) return pa < pb;
-  if (a.group != b.group) return a.group->id < b.group->id;  // ids are given in order of arrival
-  return a.choice < b.choice;
+  const auto rank = [](const Sequence& s) { return std::tuple(!s.group->continues, s.group->due, s.group->id, s.choice); };
+  return rank(a) < rank(b);
 }
 
 void Scheduler::enqueue(std::vector<Sequence*>& queue, Sequence& s) {

@@ -8,10 +8,15 @@
 // A sequence needs its tokens [computed, ids.size()) computed; where the last of them is, the next one is sampled. Decoding, a prompt, a
 // prompt behind a prefix hit, a continuation and a recomputation after preemption differ in those two numbers only.
 //
-// Blocks. A sequence takes those of all its ids at admission, and one more on demand as it grows; where there is none, the latest arrived
-// running sequence is preempted: it gives back everything, and computes its ids again later. Never preempted is what someone else reads or
-// writes: a hand-off source from its admission (it never grows) until release(), a target from grant() to start_decode(). Credit of
-// reserve() is never lent out, so grant() cannot fail for want of blocks. Hence no deadlock: the earliest sequence can always run, once
+// Order. Sequences that continue (their ids hold output already) come before those that begin: a client waits amid its stream. Of the
+// others the one that is due first: its arrival, and 10 s for each step of its priority, of which six count in either direction. So whoever
+// came kAgeing before another is ahead of it, and nobody waits for ever. Who is ahead is computed first, admitted first, and preempted
+// last.
+//
+// Blocks. A sequence takes those of all its ids at admission, and one more on demand as it grows; where there is none, the last in order of
+// the running sequences is preempted: it gives back everything, and computes its ids again later. Never preempted is what someone else
+// reads or writes: a hand-off source from its admission (it never grows) until release(), a target from grant() to start_decode(). Credit
+// of reserve() is never lent out, so grant() cannot fail for want of blocks. Hence no deadlock: the first sequence can always run, once
 // others' hand-offs end.
 
 #include <cstdint>
@@ -60,6 +65,8 @@ struct Output {
 
 class Scheduler {
  public:
+  static constexpr Duration kAgeing = std::chrono::seconds(120);
+
   explicit Scheduler(const EngineOptions& options);
   ~Scheduler();
 
@@ -112,7 +119,7 @@ class Scheduler {
   // scheduler.cc: requests
   Status validate(const wire::GenerateRequest& request, Purpose purpose) const;
   std::int32_t credit(const wire::GenerateRequest& request) const;
-  Group& make_group(wire::GenerateRequest request, Purpose purpose);
+  Group& make_group(wire::GenerateRequest request, Purpose purpose, TimePoint now);
   Group* find(SeqId request) const;
   void set_deadline(Group& group, TimePoint now);
   void close(Group& group);            // detaches its sequences and forgets it
@@ -154,7 +161,7 @@ class Scheduler {
   kv::BlockPool pool_;
   std::map<SeqId, std::unique_ptr<Group>> groups_;
   std::vector<std::unique_ptr<Group>> graveyard_;  // over, but the running step has pointers into them
-  std::vector<Sequence*> waiting_, running_;       // by (priority, arrival, choice)
+  std::vector<Sequence*> waiting_, running_;       // in order
   std::map<LeaseId, Lease> leases_;
   std::set<std::pair<TimePoint, SeqId>> deadlines_;
   std::int32_t promised_blocks_ = 0;  // credit of leases

@@ -375,6 +375,54 @@ void run_seeds(std::uint64_t from, std::uint64_t to, bool small) {
   EXPECT_GT(cancelled, 50);
 }
 
+// However many more urgent requests come, and go on coming: the least urgent one is done once it has aged, and those before it are done.
+TEST(SchedulerSim, NobodyStarves) {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Rng rng(seed);
+    EngineOptions o;
+    o.max_model_len = 48;
+    o.max_num_seqs = 1 + static_cast<int>(rng.below(3));
+    o.max_num_batched_tokens = 8 + static_cast<int>(rng.below(20));
+    o.block_tokens = 4;
+    o.kv_blocks = 14 + static_cast<int>(rng.below(8));  // so few that running ones are preempted, too
+    o.max_waiting = 20;
+    o.vocab = FakeDevice::kVocab;
+    Node node(o);
+    TimePoint now{};
+    const auto add = [&](int priority) {
+      wire::GenerateRequest r;
+      for (std::uint64_t i = 1 + rng.below(20); i > 0; --i) r.ids.push_back(static_cast<TokenId>(rng.below(FakeDevice::kVocab)));
+      r.n_prompt = static_cast<std::int32_t>(r.ids.size());
+      r.sampling.max_tokens = 1 + static_cast<int>(rng.below(20));
+      r.sampling.ignore_eos = true;
+      r.priority = priority;
+      r.seed = rng.below(1000);
+      return node.scheduler.add(std::move(r), Purpose::kGenerate, now);
+    };
+    const int running_first = static_cast<int>(rng.below(3));
+    for (int i = 0; i < running_first; ++i) ASSERT_TRUE(add(-6).ok());
+    const SeqId patient = *add(6);
+    bool done = false;
+    // Whoever is before it when it has aged: at most the queue and what runs, of at most 20 tokens each.
+    const TimePoint limit = now + Scheduler::kAgeing + std::chrono::seconds(1) * 20 * (o.max_waiting + o.max_num_seqs);
+    while (!done && now < limit) {
+      while (add(-6).ok()) {
+      }
+      if (const StepPlan* plan = node.scheduler.schedule()) {
+        node.device.run(*plan, node.result);
+        node.scheduler.on_result(node.result);
+      }
+      now += std::chrono::seconds(1);
+      for (const Output& out : node.scheduler.outputs()) done |= out.request == patient && std::holds_alternative<Output::Done>(out.event);
+      node.scheduler.outputs().clear();
+      ASSERT_TRUE(node.device.errors().empty()) << node.device.errors().front();
+    }
+    EXPECT_TRUE(done) << "still waiting after " << to_seconds(now - TimePoint{}) << " s";
+    EXPECT_GE(now, TimePoint{} + Scheduler::kAgeing) << "the urgent ones were not enough to show anything";
+  }
+}
+
 TEST(SchedulerSim, SmallPools) { run_seeds(0, 60, true); }
 TEST(SchedulerSim, LargerPools) { run_seeds(1000, 1040, false); }
 

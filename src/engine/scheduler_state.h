@@ -36,6 +36,8 @@ struct Scheduler::Group {
   Purpose purpose = Purpose::kGenerate;
   wire::GenerateRequest request;  // without its ids, which the sequences have
   TimePoint deadline = kNever;
+  TimePoint due{};         // its place among those that wait
+  bool continues = false;  // output was emitted before it came here
   bool started = false;
   bool forked = false;  // each choice has its sequence
   int live = 0;         // choices that have not ended

@@ -133,6 +133,48 @@ TEST_F(SchedulerTest, FirstComeFirstServedWithinAPriority) {
   EXPECT_EQ(order, (std::vector<SeqId>{first, running, second, third}));
 }
 
+// Priority is worth a bounded time: a stream of urgent requests delays the others, and does not starve them.
+TEST_F(SchedulerTest, PriorityIsWorthABoundedTime) {
+  EngineOptions o = small_options();
+  o.max_num_seqs = 1;
+  reset(o);
+  const auto add_at = [&](std::chrono::seconds at, int priority, TokenId start) {
+    auto r = request(10, 1, start);
+    r.priority = priority;
+    return *scheduler_->add(std::move(r), Purpose::kGenerate, TimePoint{at});
+  };
+  using std::chrono::seconds;
+  const SeqId patient = add_at(seconds(0), 1'000'000, 10);
+  const SeqId just_ahead = add_at(seconds(119), -1'000'000, 20), late = add_at(seconds(121), -1'000'000, 30);
+  const SeqId plain = add_at(seconds(61), 0, 40), behind = add_at(seconds(59), 0, 50);
+  std::vector<SeqId> order;
+  while (!scheduler_->idle()) {
+    step();
+    for (const Output& out : scheduler_->outputs())
+      if (std::holds_alternative<Output::Done>(out.event)) order.push_back(out.request);
+    scheduler_->outputs().clear();
+  }
+  EXPECT_EQ(order, (std::vector<SeqId>{just_ahead, behind, patient, late, plain}));
+}
+
+// A client waits amid its stream: what continues is computed before what begins, and is not preempted for it.
+TEST_F(SchedulerTest, WhatContinuesComesBeforeWhatBegins) {
+  EngineOptions o = small_options();
+  o.max_num_seqs = 1;
+  reset(o);
+  const SeqId first = add(request(10, 4, 10), Purpose::kHandoffSource);
+  wire::GenerateRequest urgent = request(12, 4, 30), resumed = request(14, 9, 50);
+  urgent.priority = -6;
+  resumed.n_prompt = 10;
+  const SeqId second = add(std::move(urgent), Purpose::kHandoffSource), continued = add(std::move(resumed), Purpose::kHandoffSource);
+  const auto is_first = [&](SeqId id) { return !events<Output::First>(id).empty(); };
+  step();
+  EXPECT_TRUE(is_first(continued));
+  EXPECT_FALSE(is_first(first) || is_first(second));
+  step();
+  EXPECT_TRUE(is_first(second));
+}
+
 TEST_F(SchedulerTest, APrefixHitSkipsFullBlocksButNeverTheLastToken) {
   const auto r = request(32, 4);
   const SeqId a = add(r);
