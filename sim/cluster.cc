@@ -141,6 +141,8 @@ GatewayProcess::GatewayProcess(World& world, std::vector<gateway::WorkerConfig> 
   world.network.add(host_);
   gateway::GatewayOptions options;
   options.workers = std::move(workers);
+  options.core.tenants.resize(3);  // of a load's requests; what they have waiting, they share by weight
+  options.core.tenants[2].weight = 4;
   options.core.identity = Incarnation(1 + static_cast<std::uint64_t>(world.queue.now().time_since_epoch().count()));  // one a life
   gateway_ = std::make_unique<gateway::Gateway>(host_, audit_, std::move(options));
 }
@@ -153,6 +155,9 @@ std::string GatewayProcess::held() const {
   say(held, "requests waiting", s.waiting);
   say(held, "requests running", s.running);
   say(held, "legs", gateway_->open_legs());
+  for (const gateway::Worker& w : gateway_->workers())
+    say(held, "charges of a worker",
+        static_cast<std::uint64_t>(w.legs + w.sequences + w.blocks_promised + w.prefill_blocks + w.prefill_tokens));
   return held.empty() ? held : "the gateway holds " + held + "; ";
 }
 

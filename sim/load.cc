@@ -54,6 +54,7 @@ wire::GenerateRequest make_request(const Load& load, std::int64_t max_model_len,
   }
   if (rng.below(10) == 0) r.cache_salt = "tenant";
   r.priority = rng.below(8) == 0 ? -1 : 0;
+  r.tenant = number % 3;
   r.timeout = happens(rng, load.short_timeouts) ? Duration(1 + static_cast<std::int64_t>(rng.below(2'000'000))) : load.timeout;
   return r;
 }
@@ -81,6 +82,7 @@ std::vector<ClientPlan> make_load(const Scenario& scenario, std::int64_t max_mod
       plans.push_back(std::move(plan));
       continue;
     }
+    plan.short_of_time = plan.request.timeout < load.timeout;
     plan.may_fail = !scenario.faults.empty() && at <= calm + kProbesAfter;
     if (happens(rng, load.cancelled)) {
       if (rng.below(2) == 0) {
@@ -262,6 +264,7 @@ void Client::on_done(Status status) {
     if (now() < arrived_ + plan_.request.timeout) fail("I8", "its deadline came early: " + status.to_string());
     return end(Outcome::kDeadline);
   }
+  if (status.code() == Code::kResourceExhausted && plan_.short_of_time && status.retry_after_s() > 0) return end(Outcome::kDeadline);
   if (retryable(status.code()) && plan_.may_fail) {
     refusal_ = status;
     refused_at_ = real_now();

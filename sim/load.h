@@ -28,6 +28,7 @@ struct ClientPlan {
   std::optional<Duration> reads_a_token;         // a slow client, in this time
   int unread_max = 64;                           // tokens; beyond, production cuts the client
   bool may_fail = false;                         // something fails while it runs: an error may be the answer
+  bool short_of_time = false;                    // it may be refused for that: what cannot be in time is not computed in vain
 };
 // The load of a scenario, and its probes, which arrive from `calm` on. Each request is a function of seed and number.
 std::vector<ClientPlan> make_load(const Scenario& scenario, std::int64_t max_model_len, Duration calm);

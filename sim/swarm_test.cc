@@ -57,7 +57,7 @@ TEST_P(Swarm, HoldsOverSeeds) {
   EXPECT_GT(sum.kills, 150);
   EXPECT_GT(sum.drains, 50);
   EXPECT_GT(sum.lost, 50);
-  EXPECT_GT(sum.deadline, 300);
+  EXPECT_GT(sum.deadline, 200);
   EXPECT_GT(sum.cancelled, 3'000);
 }
 

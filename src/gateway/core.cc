@@ -10,7 +10,7 @@
 namespace baton::gateway {
 
 Core::Core(const CoreOptions& options, std::vector<WorkerConfig> workers)
-    : options_(options), registry_(options.registry, std::move(workers)), log_(options.log_records_max) {}
+    : options_(options), registry_(options.registry, std::move(workers)), log_(options.log_records_max), admission_(options.tenants) {}
 Core::~Core() = default;
 
 Core::Request* Core::find(RequestKey key) {
@@ -26,16 +26,17 @@ RequestKey Core::submit(TimePoint now, wire::GenerateRequest base) {
   ++stats_.requests;
   const auto reject = [&](Status status) {
     ++stats_.rejected;
+    admission_.rejected(admission_.known(base.tenant));
+    actions_.push_back(Remark{base.id, wire::trace_id_of(base.traceparent), "rejected: " + status.to_string(), false});
     actions_.push_back(Deliver{key, std::move(status)});
     return key;
   };
-  if (requests_.size() >= options_.requests_max)
-    return reject(Status(Code::kResourceExhausted, std::to_string(options_.requests_max) + " requests are in flight; retry later"));
   if (base.ids.empty() || base.n_prompt < 1 || static_cast<std::size_t>(base.n_prompt) > base.ids.size() || base.n < 1 ||
       base.first_choice < 0)
     return reject(Status(Code::kInvalidArgument, "a request needs at least one prompt token and one choice"));
   if (base.timeout <= Duration::zero())
     return reject(Status(Code::kDeadlineExceeded, "the request's time ran out before it was dispatched"));
+  if (Status status = admit(now, base); !status.ok()) return reject(std::move(status));
 
   auto owned = std::make_unique<Request>();
   Request& request = *owned;
@@ -49,6 +50,9 @@ RequestKey Core::submit(TimePoint now, wire::GenerateRequest base) {
   request.record.served.attempts = 0;
   request.record.served.prompt_tokens = base.n_prompt;
   request.runs.push_back(Run{.first = base.first_choice, .n = base.n});
+  request.tenant = admission_.known(base.tenant);
+  request.cost = cost_of(std::ssize(base.ids), base.sampling.max_tokens, base.n);
+  admission_.arrived(now, request.tenant, base.n_prompt);
   request.base = std::move(base);
   requests_.emplace(key, std::move(owned));
   wake_at(request, request.deadline);
@@ -81,7 +85,7 @@ void Core::finish_choice(TimePoint now, RequestKey key, int choice) {
     finish(*request, now, Status());
   } else if (Run* run = request->run_of(choice); run != nullptr) {
     if (run->n == 1) {  // nothing else hangs on its legs
-      if (run->state == RunState::kQueued) queue_.erase(queue_key(*request, static_cast<std::size_t>(run - request->runs.data())));
+      admission_.erase({key, static_cast<std::size_t>(run - request->runs.data())});
       cancel_legs(*run);
       run->state = RunState::kEnded;
       run->deadline = kNever;
@@ -141,9 +145,11 @@ void Core::close(Request& request, TimePoint now, const Status& status) {
   request.closed = true;
   for (Run& run : request.runs) {
     cancel_legs(run);
-    if (run.state == RunState::kQueued) queue_.erase(queue_key(request, static_cast<std::size_t>(&run - request.runs.data())));
+    admission_.erase({request.key, static_cast<std::size_t>(&run - request.runs.data())});
     run.state = RunState::kEnded;
   }
+  admission_.ended(request.tenant);
+  if (status.ok()) learn_holding(request, now);
   wakes_.erase({request.wake, request.key});
   note(request, now, status.ok() ? "finished" : "ended", status.ok() ? "" : status.to_string(),
        !status.ok() && status.code() != Code::kCancelled);
@@ -174,58 +180,6 @@ void Core::sweep(TimePoint now) {
   if (std::exchange(room_changed_, false)) dispatch_queue(now);
   for (const RequestKey key : closed_) requests_.erase(key);
   closed_.clear();
-}
-
-// --- waiting for room
-
-Core::QueueKey Core::queue_key(const Request& request, std::size_t run_index) const {
-  return {request.base.priority, request.arrival, request.key, run_index};
-}
-
-// The request's own deadline bounds the wait; the number of requests in flight bounds the queue.
-void Core::enqueue(Request& request, std::size_t run_index, TimePoint now) {
-  Run& run = request.runs[run_index];
-  run.state = RunState::kQueued;
-  run.tried.refused.clear();
-  run.deadline = kNever;
-  run.waiting_for = "room on a decode worker";
-  if (queue_.insert(queue_key(request, run_index)).second && !dispatching_) {
-    ++stats_.queued;
-    note(request, now, "queued", run.refusal ? run.refusal->message() : "");
-  }
-  run.refusal.reset();  // the next round's answer counts: by then there may be no worker left
-}
-
-// The run that asks again has its answer, or is gone.
-void Core::settle_probe() {
-  if (!probe_) return;
-  const Request* request = find(probe_->first);
-  const RunState state = request == nullptr ? RunState::kEnded : request->runs[probe_->second].state;
-  if (state == RunState::kReserving) return;
-  probe_.reset();
-  if (state != RunState::kQueued) room_changed_ = true;  // refused once more: the others would be too
-}
-
-// Starts runs from the head until one finds no room. Nobody overtakes it: what was short of room for it would be taken by smaller ones for
-// ever.
-void Core::dispatch_queue(TimePoint now) {
-  if (dispatching_) return;
-  dispatching_ = true;
-  while (!queue_.empty() && !probe_) {
-    const QueueKey head = *queue_.begin();
-    queue_.erase(queue_.begin());
-    Request* request = find(std::get<2>(head));
-    if (request == nullptr) continue;
-    const std::size_t run_index = std::get<3>(head);
-    if (request->runs[run_index].state != RunState::kQueued) continue;
-    start_run(*request, run_index, now);
-    if (request->closed) continue;
-    const Run& run = request->runs[run_index];
-    if (run.state == RunState::kQueued) break;
-    if (run.lacked_room && run.state == RunState::kReserving) probe_ = {request->key, run_index};
-  }
-  dispatching_ = false;
-  room_changed_ = false;
 }
 
 // --- time
@@ -277,6 +231,7 @@ void Core::expire(Request& request, TimePoint now) {
     if (now >= request.runs[i].move_at) start_moves(request, i, now);
     Run& run = request.runs[i];
     if (now < run.deadline) continue;
+    if (run.state == RunState::kQueued) return refuse_late(request, now);
     run.deadline = kNever;
     const bool at_prefill = run.prefill_leg && run.state == RunState::kPrefilling;
     const auto leg = at_prefill ? run.prefill_leg : run.decode_leg;
@@ -359,7 +314,7 @@ void Core::lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> 
     if (leg.worker == worker && (!living || leg.incarnation != *living)) lost.push_back(id);
   const Status status(Code::kUnavailable, registry_.at(worker).name() + " " + why);
   room_changed_ = true;  // it may have been the last one: who waits must hear of it
-  if (BATON_MUTANT(queue_head_dropped) && !queue_.empty()) queue_.erase(queue_.begin());
+  if (const auto head = admission_.next(); head && BATON_MUTANT(queue_head_dropped)) admission_.erase(*head);
   for (const LegId id : lost) {
     const auto leg = legs_.find(id);
     if (leg == legs_.end()) continue;  // went with its partner

@@ -14,7 +14,6 @@
 #include <set>
 #include <span>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -22,6 +21,7 @@
 #include "base/clock.h"
 #include "base/ids.h"
 #include "base/status.h"
+#include "gateway/admission.h"
 #include "gateway/pairs.h"
 #include "gateway/placement.h"
 #include "gateway/registry.h"
@@ -30,7 +30,6 @@
 
 namespace baton::gateway {
 
-using RequestKey = Id<struct RequestKeyTag, std::uint64_t>;  // this gateway's own number of a request; clients may repeat their ids
 using LegId = Id<struct LegTag, std::uint64_t>;
 
 // What the caller must do.
@@ -82,6 +81,8 @@ struct CoreOptions {
   Incarnation identity;  // of this gateway, drawn when it starts: with a leg's number it names the leg among those of all gateways
   Fallback fallback = Fallback::kLocal;
   std::size_t requests_max = 4096;  // in flight; beyond: kResourceExhausted
+  Duration queue_wait_max{};        // a request that would wait longer is refused when it comes; 0: no such limit
+  std::vector<Tenant> tenants;      // GenerateRequest::tenant is an index of it; the first is everybody without a key
   int retries_max = 4;              // failures at work on a run since it last made progress
   int losses_max = 32;              // workers lost while the run waited there, since it last made progress
   // Each wait is also bounded by what is left of the request's own deadline.
@@ -141,12 +142,17 @@ class Core {
   // `fallback` lets one role do the other's work.
   std::optional<std::string> not_ready() const;
   Stats stats() const;
+  std::vector<TenantStats> tenants() const { return admission_.stats(); }
   std::optional<RequestRecord> record(TimePoint now, const std::string& id) const;
   std::size_t open_legs() const { return legs_.size(); }
 
  private:
   struct Run;
   struct Request;
+  struct Plan {  // who is to prefill, and how many KV blocks that takes there
+    std::optional<WorkerId> worker{};
+    std::int64_t blocks = 0;
+  };
   struct Leg {
     RequestKey request;
     std::size_t run = 0;
@@ -156,6 +162,7 @@ class Core {
     TimePoint heard_at{};                 // its last event, or its start
     std::int64_t blocks = 0, tokens = 0;  // what it is charged for in the registry
     int sequences = 0;
+    Plan plan{};      // of a decode leg
     LeaseId lease{};  // of a prefill leg
   };
   using Emission = decltype(Deliver::event);
@@ -178,9 +185,6 @@ class Core {
   void close(Request& request, TimePoint now, const Status& status);
   void finish_if_complete(Request& request, TimePoint now);
   void sweep(TimePoint now);
-  void enqueue(Request& request, std::size_t run_index, TimePoint now);
-  void dispatch_queue(TimePoint now);
-  void settle_probe();
   void wake_at(Request& request, TimePoint at);
   void expire(Request& request, TimePoint now);
   bool only_preempted(Request& request, const Run& run, TimePoint now) const;
@@ -195,6 +199,7 @@ class Core {
   void start_prefill(Request& request, std::size_t run_index, TimePoint now);
   Tried avoiding_ways(const Run& run, TimePoint now) const;
   LegId open_leg(Request& request, std::size_t run_index, bool prefill, WorkerId worker, std::int64_t blocks, std::int64_t tokens);
+  void give_blocks_back(Leg& leg);
   void end_leg(LegId leg);
   void cancel_leg(std::optional<LegId>& leg);
   void cancel_legs(Run& run);
@@ -230,6 +235,21 @@ class Core {
   void settle_moves(Request& request, TimePoint now);
   void promote(Request& request, Run& run);
 
+  // core_queue.cc: coming in, waiting, getting room
+  Capacity capacity() const;
+  Status admit(TimePoint now, const wire::GenerateRequest& base);
+  bool displace(TimePoint now, int tenant);
+  Admission::Waiter waiter(const Request& request, const Run& run, Duration prefill) const;
+  void enqueue(Request& request, std::size_t run_index, TimePoint now, std::string waiting_for = "room on a decode worker");
+  void refuse_late(Request& request, TimePoint now);
+  void charge(Request& request, TimePoint now);
+  void learn_holding(const Request& request, TimePoint now);
+  void dispatch_queue(TimePoint now);
+  void settle_probe();
+  std::optional<Plan> plan_prefill(const Need& need, Tried tried, WorkerId decoder, TimePoint now) const;
+  void keep_plan(LegId leg, const Plan& plan);
+  void drop_plan(Leg& leg);
+
   void remember_prefix(WorkerId worker, const Request& request, std::span<const TokenId> ids);
 
   Request* find(RequestKey key);
@@ -244,10 +264,8 @@ class Core {
   std::map<RequestKey, std::unique_ptr<Request>> requests_;
   std::map<LegId, Leg> legs_;
   std::set<std::pair<TimePoint, RequestKey>> wakes_;  // one a request, never later than its next deadline
-  // Runs that wait for room, in the order in which they get it: priority, then arrival.
-  using QueueKey = std::tuple<int, TimePoint, RequestKey, std::size_t>;
-  QueueKey queue_key(const Request& request, std::size_t run_index) const;
-  std::set<QueueKey> queue_;
+  Admission admission_;                               // who waits for room
+  Duration holding_{};                                // from a request's dispatch to its end, averaged
   // A run that was refused for want of room and asks again. Nobody else asks before its answer: what it is short of would go to smaller
   // ones for ever.
   std::optional<std::pair<RequestKey, std::size_t>> probe_;

@@ -65,7 +65,7 @@ LegId Core::open_leg(Request& request, std::size_t run_index, bool prefill, Work
   legs_[leg] = {request.key, run_index, prefill, id, worker.status.incarnation, last_event_, blocks, tokens};
   ++worker.legs;
   ++worker.placed;
-  worker.blocks_promised += blocks;
+  (prefill ? worker.prefill_blocks : worker.blocks_promised) += blocks;
   worker.prefill_tokens += tokens;
   Run& run = request.runs[run_index];
   worker.sequences += legs_[leg].sequences = prefill ? 0 : run.n;
@@ -73,17 +73,22 @@ LegId Core::open_leg(Request& request, std::size_t run_index, bool prefill, Work
   return leg;
 }
 
+void Core::give_blocks_back(Leg& leg) {
+  (leg.prefill ? registry_.at(leg.worker).prefill_blocks : registry_.at(leg.worker).blocks_promised) -= std::exchange(leg.blocks, 0);
+}
+
 // Forgets a leg and what it was charged for.
 void Core::end_leg(LegId id) {
   const auto found = legs_.find(id);
   if (found == legs_.end()) return;
-  const Leg& leg = found->second;
+  Leg& leg = found->second;
   Worker& worker = registry_.at(leg.worker);
   --worker.legs;
-  worker.blocks_promised -= leg.blocks;
+  drop_plan(leg);
+  give_blocks_back(leg);
   worker.prefill_tokens -= leg.tokens;
   if (!BATON_MUTANT(charge_kept)) worker.sequences -= leg.sequences;
-  if (!leg.prefill) room_changed_ = true;
+  room_changed_ = true;
   if (Request* request = find(leg.request)) {
     Run& run = request->runs[leg.run];
     std::optional<LegId>& slot = !leg.prefill ? run.decode_leg : run.held_leg == id ? run.held_leg : run.prefill_leg;
@@ -117,7 +122,7 @@ void Core::hold_lost(Request& request, std::size_t run_index, TimePoint now, con
   note(request, now, "hold_lost", why);
   if (request.linger_until) return finish_if_complete(request, now);
   if (request.runs[run_index].state != RunState::kQueued) return fail_if_logprobs_lost(request, now);
-  queue_.erase(queue_key(request, run_index));
+  admission_.erase({request.key, run_index});
   restart(request, run_index, now);
 }
 
@@ -147,7 +152,7 @@ Tried Core::avoiding_ways(const Run& run, TimePoint now) const {
 void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   Run& run = request.runs[run_index];
   const bool asks_again = probe_ == std::pair(request.key, run_index);
-  if ((!queue_.empty() || probe_) && !dispatching_ && !asks_again) {  // others wait already
+  if ((!admission_.empty() || probe_) && !dispatching_ && !asks_again) {  // others wait already
     room_changed_ = true;
     return enqueue(request, run_index, now);
   }
@@ -171,6 +176,10 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
     cancel_leg(run.held_leg);
     return restart(request, run_index, now);
   }
+  std::optional<Plan> plan = Plan{};
+  if (!placed->local_prefill && !run.held_leg) plan = plan_prefill(need, run.tried, placed->worker, now);
+  if (!plan) return enqueue(request, run_index, now, "room on a prefill worker");
+  charge(request, now);
   const WorkerId id = placed->worker;
   const Worker& worker = registry_.at(id);
   run.local = placed->local_prefill;
@@ -193,6 +202,7 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   note(request, now, run.local ? "send_local" : "reserve", worker.name());
   const LegId leg =
       open_leg(request, run_index, false, id, placement_.blocks(id, need), run.local ? static_cast<std::int64_t>(sent.ids.size()) : 0);
+  keep_plan(leg, *plan);
   if (run.local) {
     const Duration estimate = placement_.prefill_estimate(id, need);
     set_wait(request, run, now, options_.prefill_slack + 4 * estimate, "prefill on " + worker.name());
@@ -217,19 +227,25 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
   std::optional<WorkerId> placed;
   HoldId claim;
   auto tokens = static_cast<std::int64_t>(sent.ids.size());
+  std::int64_t blocks = 0;
+  if (run.decode_leg) drop_plan(legs_.at(*run.decode_leg));
   if (run.held_leg) {
     Leg& held = legs_.at(*run.held_leg);
     placed = held.worker;
     claim = wire::hold_of(held.lease);
     tokens = std::exchange(held.tokens, 0);  // what is left to compute is the new leg's now
     registry_.at(held.worker).prefill_tokens -= tokens;
+    give_blocks_back(held);
+    blocks = placement_.prefill_blocks(held.worker, need);
   } else if (const auto best = placement_.prefill(need, avoiding_ways(run, now)); best.ok()) {
     placed = *best;
+    blocks = placement_.prefill_blocks(*best, need);
   } else {
     if (run.replaces) return move_failed(request, run_index, now, best.status());
-    if (run.refusal && run.refusal->code() != Code::kUnavailable) return finish(request, now, *run.refusal);
+    const bool full = best.status().code() == Code::kResourceExhausted;
+    if (!full && run.refusal && run.refusal->code() != Code::kUnavailable) return finish(request, now, *run.refusal);
     run.refusal.reset();
-    cancel_leg(run.decode_leg);  // every prefill worker is gone: place anew, which may mean D alone
+    cancel_leg(run.decode_leg);  // every prefill worker is gone, or has no room: place anew, which may mean D alone, or wait
     return restart(request, run_index, now);
   }
   const Worker& worker = registry_.at(*placed);
@@ -246,7 +262,7 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
   pairs_.on_used(now, *placed, run.decode_worker);
   const Duration estimate = placement_.prefill_estimate(*placed, need);
   set_wait(request, run, now, options_.prefill_slack + 4 * estimate, "prefill on " + worker.name());
-  const LegId leg = open_leg(request, run_index, true, *placed, 0, tokens);
+  const LegId leg = open_leg(request, run_index, true, *placed, blocks, tokens);
   legs_.at(leg).lease = run.lease;
   remember_prefix(*placed, request, sent.ids);
   if (!run.replaces) {
@@ -363,6 +379,7 @@ void Core::on_claimed(Request& request, LegId id, TimePoint now, bool found) {
 // The hand-off failed by D's or the link's fault, and P keeps what it has. The same lease once more, which costs no computation; then
 // another D; then another P, for two of them have failed with it.
 void Core::on_retained(Request& request, LegId id, TimePoint now, const wire::Retained& event) {
+  if (legs_.at(id).prefill) give_blocks_back(legs_.at(id));  // P drops what is unclaimed for a prompt that needs the room
   const Leg leg = legs_.at(id);
   Run& run = request.runs[leg.run];
   if (!leg.prefill || !event.reason) return;
@@ -478,6 +495,7 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
     deliver_served(request);
   }
   stats_.tokens += ready.size();
+  admission_.spent(now, request.tenant, std::ssize(ready));
   request.record.tokens += static_cast<std::int64_t>(ready.size());
   for (wire::TokenEvent& token : ready) deliver(request, std::move(token));
 }
@@ -511,7 +529,7 @@ void Core::on_finish(Request& request, LegId id, TimePoint now, const wire::Fini
   }
   // It ended with its first tokens: D holds a lease that nobody will use, or there will be none.
   if (run.state != RunState::kDecoding && run.state != RunState::kEnded && !run.local && complete(request, run)) {
-    if (run.state == RunState::kQueued) queue_.erase(queue_key(request, leg.run));
+    admission_.erase({request.key, leg.run});
     cancel_leg(run.decode_leg);
     run.state = RunState::kEnded;
     run.deadline = kNever;

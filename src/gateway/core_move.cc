@@ -68,7 +68,7 @@ void Core::start_moves(Request& request, std::size_t run_index, TimePoint now) {
   request.runs[run_index].move_at = kNever;
   if (old.state != RunState::kDecoding || !registry_.at(from).status.draining) return;
   bool all = old.local || registry_.at(old.prefill_worker).status.numerics_id == registry_.at(from).status.numerics_id;
-  if (request.wants_prompt_logprobs() || !queue_.empty() || probe_) all = false;
+  if (request.wants_prompt_logprobs() || !admission_.empty() || probe_) all = false;
   for (int choice = old.first; all && choice < old.first + old.n; ++choice)
     if (!request.choice(choice)->finished() && request.mover(run_index, choice) == nullptr)
       all = start_move(request, run_index, choice, now);
@@ -90,7 +90,8 @@ bool Core::start_move(Request& request, std::size_t old_index, int choice, TimeP
   if (!placed.ok()) return false;
   const Worker& worker = registry_.at(placed->worker);
   run.local = placed->local_prefill;
-  if (!run.local && !placement_.prefill(need, run.tried).ok()) return false;
+  const std::optional<Plan> plan = run.local ? Plan{} : plan_prefill(need, run.tried, placed->worker, now);
+  if (!plan || (!run.local && !plan->worker)) return false;
   run.attempt = Attempt(++request.attempts);
   run.decode_worker = placed->worker;
   run.decode_incarnation = worker.status.incarnation;
@@ -108,6 +109,7 @@ bool Core::start_move(Request& request, std::size_t old_index, int choice, TimeP
   note(request, now, "move", registry_.at(from).name() + " goes down: choice " + std::to_string(choice) + " to " + worker.name());
   const auto ids = static_cast<std::int64_t>(sent.ids.size());
   const LegId leg = open_leg(request, index, false, placed->worker, placement_.blocks(placed->worker, need), local ? ids : 0);
+  keep_plan(leg, *plan);
   set_wait(request, request.runs[index], now,
            local ? options_.prefill_slack + 4 * placement_.prefill_estimate(placed->worker, need) : options_.reserve_timeout,
            (local ? "prefill on " : "a reservation on ") + worker.name());

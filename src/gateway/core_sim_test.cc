@@ -54,6 +54,7 @@ class World {
     options.token_timeout = 800 * kMs;
     options.requests_max = 30;
     chaos_ = rng_.below(100);
+    if (rng_.below(2) == 0) prefill_pool_ = 6 + static_cast<int>(rng_.below(12));
     core_ = std::make_unique<Core>(options, configs);
   }
 
@@ -90,7 +91,8 @@ class World {
     wire::GenerateRequest request;
     TimePoint last{};  // when its latest event arrives: a stream keeps its order
     bool committed = false;
-    LeaseId lease{};  // of a prefill leg: what can be claimed from it
+    LeaseId lease{};        // of a prefill leg: what can be claimed from it
+    bool computes = false;  // a prompt that fills its worker's pool: not one that is claimed, or kept
   };
   struct Client {
     wire::GenerateRequest request;
@@ -165,6 +167,8 @@ class World {
   }
   void execute(StartPrefill& a) {
     trace(a.leg.value * 4 + 2), open(a.leg, a.worker, true, a.body.request);
+    legs_.at(a.leg).computes = a.body.claim == HoldId();
+    check_pool(legs_.at(a.leg).worker);
     at(some(3), [this, leg = a.leg, body = a.body] { arrive_prefill(leg, body); });
   }
   void execute(CancelLeg& a) {
@@ -229,6 +233,7 @@ class World {
     leg->second.last = when;
     at(when - now_, [this, id, event = std::move(event)] {
       if (!alive(id)) return;
+      if (std::holds_alternative<wire::Retained>(event)) legs_.at(id).computes = false;
       const bool last = std::holds_alternative<wire::Done>(event) || std::holds_alternative<wire::Failed>(event);
       const bool twice = chance(10);
       core_->on_leg_event(now_, id, event);
@@ -337,6 +342,18 @@ class World {
     poll_once(w);
     at(200 * kMs, [this, w] { poll(w); });
   }
+  int pool_blocks(const FakeWorker& worker) const { return worker.role == Role::kPrefill ? prefill_pool_ : 500; }
+  // No prefill worker is given more than its pool holds, but one prompt alone: whether that can ever fit is its to say.
+  void check_pool(std::size_t w) {
+    int blocks = 0, prompts = 0;
+    for (const LegId id : open_) {
+      const auto leg = legs_.find(id);
+      if (leg == legs_.end() || leg->second.worker != w || !leg->second.computes) continue;
+      blocks += (static_cast<int>(leg->second.request.ids.size()) + 15) / 16, ++prompts;
+    }
+    if (prompts > 1) EXPECT_LE(blocks, prefill_pool_) << workers_[w].name << " was given " << prompts << " prompts";
+  }
+
   void poll_once(std::size_t w) {
     const FakeWorker& worker = workers_[w];
     const WorkerId id(static_cast<std::int32_t>(w));
@@ -346,7 +363,7 @@ class World {
     s.name = worker.name, s.role = worker.role;
     s.incarnation = Incarnation(worker.incarnation);
     s.model_digest = "m", s.ready = true;
-    s.block_tokens = 16, s.blocks_total = s.blocks_free = 500, s.max_num_seqs = 16;
+    s.block_tokens = 16, s.blocks_total = s.blocks_free = pool_blocks(worker), s.max_num_seqs = 16;
     core_->on_status(now_, id, s);
     say_alive(w);
   }
@@ -387,6 +404,8 @@ class World {
     for (const Worker& w : core_->registry().workers()) {
       EXPECT_EQ(w.legs, 0) << w.name();
       EXPECT_EQ(w.blocks_promised, 0) << w.name();
+      EXPECT_EQ(w.prefill_blocks, 0) << w.name();
+      EXPECT_EQ(w.sequences, 0) << w.name();
       EXPECT_EQ(w.prefill_tokens, 0) << w.name();
       EXPECT_EQ(w.liveness, Liveness::kAlive) << w.name();
     }
@@ -394,6 +413,7 @@ class World {
 
   Rng rng_;
   std::uint64_t chaos_ = 0;  // percent
+  int prefill_pool_ = 500;   // blocks
   TimePoint now_{};
   std::uint64_t sequence_ = 0, submitted_ = 0;
   std::map<std::pair<TimePoint, std::uint64_t>, std::function<void()>> events_;

@@ -384,6 +384,7 @@ std::unique_ptr<wire::GenerateCall> Gateway::generate(wire::GenerateRequest requ
 std::optional<std::string> Gateway::not_ready() const { return impl_->core().not_ready(); }
 const std::vector<Worker>& Gateway::workers() const { return impl_->core().registry().workers(); }
 Stats Gateway::stats() const { return impl_->core().stats(); }
+std::vector<TenantStats> Gateway::tenants() const { return impl_->core().tenants(); }
 std::size_t Gateway::open_legs() const { return impl_->open_legs(); }
 
 std::optional<std::string> Gateway::debug_request(const std::string& id) const {

@@ -42,6 +42,8 @@ class Gateway final : public wire::Generator {
   Stats stats() const;
   // Monotonic counters under the names they have in /metrics (without `baton:` and `_total`).
   std::vector<std::pair<std::string, std::uint64_t>> counters() const;
+  // By key, the first being everybody without one; monotonic.
+  std::vector<TenantStats> tenants() const;
   // The JSON of /debug/requests/<id>: running requests and the last finished ones.
   std::optional<std::string> debug_request(const std::string& id) const;
   std::size_t open_legs() const;  // connections of legs

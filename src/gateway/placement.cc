@@ -1,14 +1,14 @@
 #include "gateway/placement.h"
 
 #include <algorithm>
-#include <cmath>
+#include <cstdint>
+#include <optional>
 #include <tuple>
 
 namespace baton::gateway {
 namespace {
 
 constexpr std::int64_t kTokensPerSecondUnknown = 1000;  // of a worker that has not measured itself yet
-constexpr std::int64_t kQueuedMax = 1'000'000'000;      // believed of a worker's report
 
 std::vector<WorkerId> without(std::vector<WorkerId> workers, const std::set<WorkerId>& refused) {
   std::erase_if(workers, [&](WorkerId id) { return refused.contains(id); });
@@ -42,16 +42,33 @@ std::int64_t Placement::blocks(WorkerId id, const Need& need) const {
 }
 
 std::int64_t Placement::expected_us(const Worker& worker, const Need& need, Chains& chains) const {
-  const std::int64_t queued = std::clamp<std::int64_t>(std::max(worker.status.queued_prefill_tokens, worker.prefill_tokens), 0, kQueuedMax);
+  const std::int64_t queued = worker.prefill_backlog();
   const std::int64_t rest = static_cast<std::int64_t>(need.ids.size()) - chains.hit_tokens(worker);
-  const double measured = worker.status.prefill_tokens_per_s;
-  const std::int64_t speed = measured >= 1 && measured < 1e12 ? static_cast<std::int64_t>(measured) : kTokensPerSecondUnknown;
+  const std::int64_t measured = worker.prefill_speed(), speed = measured > 0 ? measured : kTokensPerSecondUnknown;
   return (queued + std::max<std::int64_t>(1, rest)) * 1'000'000 / speed;
 }
 
 Duration Placement::prefill_estimate(WorkerId id, const Need& need) const {
   Chains chains(need);
   return Duration(expected_us(registry_.at(id), need, chains));
+}
+
+std::int64_t Placement::prefill_blocks(WorkerId id, const Need& need) const {
+  const std::int64_t block = std::max(1, registry_.at(id).status.block_tokens);
+  return (static_cast<std::int64_t>(need.ids.size()) + block - 1) / block;
+}
+
+Duration Placement::least_prefill(const Need& need) const {
+  Chains chains(need);
+  std::optional<std::int64_t> least;
+  for (const WorkerId id : registry_.prefilling()) {
+    const Worker& w = registry_.at(id);
+    const std::int64_t speed = w.prefill_speed();
+    if (speed == 0) return Duration(0);  // it may be the fastest
+    const std::int64_t rest = static_cast<std::int64_t>(need.ids.size()) - chains.hit_tokens(w);
+    least = std::min(least.value_or(INT64_MAX), rest * 1'000'000 / speed);
+  }
+  return Duration(least.value_or(0));
 }
 
 WorkerId Placement::best_decode(const std::vector<WorkerId>& candidates, const Need& need, const Tried& tried) const {
@@ -76,6 +93,12 @@ WorkerId Placement::best_decode(const std::vector<WorkerId>& candidates, const N
 bool Placement::has_room(WorkerId id, const Need& need) const {
   const Worker& w = registry_.at(id);
   return w.sequences == 0 || w.status.max_num_seqs <= 0 || w.sequences + need.choices <= w.status.max_num_seqs;
+}
+
+// Likewise one that holds nothing.
+bool Placement::holds_prompt(WorkerId id, const Need& need) const {
+  const Worker& w = registry_.at(id);
+  return w.prefill_blocks == 0 || w.status.blocks_total <= 0 || w.prefill_blocks + prefill_blocks(id, need) <= w.status.blocks_total;
 }
 
 Result<DecodePlacement> Placement::among(std::vector<WorkerId> candidates, const Need& need, const Tried& tried, bool local,
@@ -108,11 +131,13 @@ Result<WorkerId> Placement::prefill(const Need& need, const Tried& tried) const 
   const auto candidates = without(registry_.usable(wire::Role::kPrefill), tried.refused);
   if (candidates.empty()) return Status(Code::kUnavailable, "no live prefill worker: " + registry_.describe());
   Chains chains(need);
-  return *std::ranges::min_element(candidates, {}, [&](WorkerId id) {
+  const WorkerId best = *std::ranges::min_element(candidates, {}, [&](WorkerId id) {
     const Worker& w = registry_.at(id);
     const bool last_resort = tried.failed.contains(id) || w.liveness == Liveness::kSuspect;
-    return std::tuple(last_resort, expected_us(w, need, chains), w.placed, id);
+    return std::tuple(last_resort, !holds_prompt(id, need), expected_us(w, need, chains), w.placed, id);
   });
+  if (holds_prompt(best, need)) return best;
+  return Status(Code::kResourceExhausted, "every prefill worker has been given as many prompts as its KV cache holds");
 }
 
 }  // namespace baton::gateway

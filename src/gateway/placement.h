@@ -47,8 +47,13 @@ class Placement {
   // kUnavailable if no worker can take it, with what is wrong with each; kResourceExhausted if those that could have no room for its
   // sequences now.
   Result<DecodePlacement> decode(const Need& need, const Tried& tried, Fallback fallback) const;
-  // The prefill worker with the earliest expected end.
+  // The prefill worker with the earliest expected end among those whose KV pool holds the prompt beside all that they have been given;
+  // kResourceExhausted if none does now.
   Result<WorkerId> prefill(const Need& need, const Tried& tried) const;
+  // KV blocks that a hand-off of `need` takes on the prefill worker `worker`.
+  std::int64_t prefill_blocks(WorkerId worker, const Need& need) const;
+  // The time that the prompt takes on the worker that is fastest with it, were there no queue; 0 if nobody has measured itself.
+  Duration least_prefill(const Need& need) const;
   // Expected time from now until `worker` has prefilled `need`, its queue included.
   Duration prefill_estimate(WorkerId worker, const Need& need) const;
   // KV blocks that `need` may come to take on `worker`.
@@ -57,6 +62,7 @@ class Placement {
  private:
   class Chains;
   bool has_room(WorkerId id, const Need& need) const;
+  bool holds_prompt(WorkerId id, const Need& need) const;
   Result<DecodePlacement> among(std::vector<WorkerId> candidates, const Need& need, const Tried& tried, bool local, bool fallback) const;
   WorkerId best_decode(const std::vector<WorkerId>& candidates, const Need& need, const Tried& tried) const;
   std::int64_t expected_us(const Worker& worker, const Need& need, Chains& chains) const;

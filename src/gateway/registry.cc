@@ -8,6 +8,8 @@
 namespace baton::gateway {
 namespace {
 
+constexpr std::int64_t kBacklogMax = 1'000'000'000;  // tokens; believed of a worker's report
+
 std::string text(const wire::KvSchema& kv) {
   return std::to_string(kv.layers) + " layers, " + std::to_string(kv.kv_heads) + " KV heads of " + std::to_string(kv.head_dim) + ", " +
          kv.dtype;
@@ -20,6 +22,15 @@ bool answers(const Worker& worker) { return worker.liveness == Liveness::kAlive 
 std::string_view to_string(Liveness liveness) {
   static constexpr std::string_view kNames[] = {"unknown", "alive", "suspect", "dead", "incompatible"};
   return kNames[static_cast<int>(liveness)];
+}
+
+std::int64_t Worker::prefill_backlog() const {
+  return std::clamp<std::int64_t>(std::max(status.queued_prefill_tokens, prefill_tokens), 0, kBacklogMax);
+}
+
+std::int64_t Worker::prefill_speed() const {
+  const double measured = status.prefill_tokens_per_s;
+  return measured >= 1 && measured < 1e12 ? static_cast<std::int64_t>(measured) : 0;
 }
 
 bool Worker::usable() const { return answers(*this) && status.ready && !status.draining && !stalled && !hung; }
@@ -114,6 +125,18 @@ std::vector<WorkerId> Registry::usable(wire::Role role) const {
   for (std::size_t i = 0; i < workers_.size(); ++i)
     if (workers_[i].config.role == role && workers_[i].usable()) out.emplace_back(static_cast<std::int32_t>(i));
   return out;
+}
+
+std::vector<WorkerId> Registry::prefilling() const {
+  for (const auto role : {wire::Role::kPrefill, wire::Role::kBoth, wire::Role::kDecode})
+    if (auto found = usable(role); !found.empty()) return found;
+  return {};
+}
+
+std::vector<WorkerId> Registry::decoding() const {
+  std::vector<WorkerId> found = usable(wire::Role::kDecode), both = usable(wire::Role::kBoth);
+  found.insert(found.end(), both.begin(), both.end());
+  return found.empty() ? usable(wire::Role::kPrefill) : found;
 }
 
 bool Registry::ready() const {

@@ -47,12 +47,16 @@ struct Worker {
   int sequences = 0;                 // choices of its decode legs
   std::int64_t blocks_promised = 0;  // KV blocks that its decode legs may come to need
   std::int64_t prefill_tokens = 0;   // prompt tokens sent and not yet prefilled
+  std::int64_t prefill_blocks = 0;   // KV blocks of prompts for others: sent, or to be sent once they are reserved
   std::uint64_t placed = 0;          // legs ever, to break ties
   PrefixIndex prefixes;
 
   const std::string& name() const { return config.name.empty() ? status.name : config.name; }
   // May get new legs.
   bool usable() const;
+  // Prompt tokens that it has yet to compute, and how many it does in a second; 0: it has not measured that.
+  std::int64_t prefill_backlog() const;
+  std::int64_t prefill_speed() const;
 };
 
 struct RegistryOptions {
@@ -94,6 +98,9 @@ class Registry {
   const std::vector<Worker>& workers() const { return workers_; }
   // Usable workers whose role is `role`, in order of id.
   std::vector<WorkerId> usable(wire::Role role) const;
+  // Usable workers that compute prompts, and those that decode: of these roles, or whoever stands in for one that is gone.
+  std::vector<WorkerId> prefilling() const;
+  std::vector<WorkerId> decoding() const;
   // A usable pair, or a usable worker of role kBoth.
   bool ready() const;
   // One line that names every worker and what is wrong with it.

@@ -55,6 +55,10 @@ struct Core::Request {
   RequestKey key;
   wire::GenerateRequest base;
   TimePoint arrival{}, deadline = kNever;
+  int tenant = 0;
+  std::int64_t cost = 0;      // to its tenant's share
+  bool charged = false;       // has been given a worker, and has cost that
+  TimePoint dispatched_at{};  // when it was
   std::vector<ChoiceStream> choices;
   std::vector<Run> runs;
   std::uint32_t attempts = 0;
