@@ -85,12 +85,15 @@ Api::Api(net::Executor& loop, wire::Generator& generator, ApiOptions options, Ap
 
 Api::~Api() = default;
 
-bool Api::authorized(const net::HttpRequest& request) const {
-  if (options_.api_keys.empty()) return true;
-  if (!request.path.starts_with("/v1/") && request.path != "/tokenize" && request.path != "/detokenize") return true;
+std::optional<std::int32_t> Api::tenant_of(const net::HttpRequest& request) const {
+  if (options_.api_keys.empty()) return 0;
+  if (!request.path.starts_with("/v1/") && request.path != "/tokenize" && request.path != "/detokenize") return 0;
   std::string_view given = request.headers.get("Authorization");
   if (given.starts_with("Bearer ")) given.remove_prefix(7);
-  return std::any_of(options_.api_keys.begin(), options_.api_keys.end(), [&](const std::string& key) { return equal_secret(key, given); });
+  std::optional<std::int32_t> tenant;  // all are compared: how long it takes says nothing about which one fits
+  for (const ApiKey& key : options_.api_keys)
+    if (equal_secret(key.secret, given)) tenant = key.tenant;
+  return tenant;
 }
 
 // The last line: whatever is thrown below (memory that is not there, a JSON library's surprise) costs this request, never the process.
@@ -103,11 +106,12 @@ void Api::handle(net::HttpRequest request, Responder responder) {
 }
 
 void Api::route(const net::HttpRequest& request, const Responder& responder) {
-  if (!authorized(request)) return respond_error(*responder, {Status(Code::kUnauthenticated, "missing or wrong API key"), ""});
+  const auto tenant = tenant_of(request);
+  if (!tenant) return respond_error(*responder, {Status(Code::kUnauthenticated, "missing or wrong API key"), ""});
   const std::string& path = request.path;
   const bool post = request.method == "POST", get = request.method == "GET" || request.method == "HEAD";
-  if (post && path == "/v1/chat/completions") return generate(Endpoint::kChat, request, responder);
-  if (post && path == "/v1/completions") return generate(Endpoint::kCompletions, request, responder);
+  if (post && path == "/v1/chat/completions") return generate(Endpoint::kChat, request, *tenant, responder);
+  if (post && path == "/v1/completions") return generate(Endpoint::kCompletions, request, *tenant, responder);
   if (post && path == "/tokenize") return tokenize(request, responder);
   if (post && path == "/detokenize") return detokenize(request, responder);
   if (get && (path == "/v1/models" || path.starts_with("/v1/models/"))) return models(path.size() > 11 ? path.substr(11) : "", responder);
@@ -171,7 +175,7 @@ std::optional<ApiError> Api::check_model(const Json& body) const {
                   "model"};
 }
 
-void Api::generate(Endpoint endpoint, const net::HttpRequest& http, const Responder& responder) {
+void Api::generate(Endpoint endpoint, const net::HttpRequest& http, std::int32_t tenant, const Responder& responder) {
   if (const auto reason = hooks_.not_ready())
     return respond_error(*responder, {Status(Code::kUnavailable, "the server is not ready: " + *reason), ""});
   Json body;
@@ -180,6 +184,7 @@ void Api::generate(Endpoint endpoint, const net::HttpRequest& http, const Respon
   ParsedRequest parsed;
   if (const auto error = parse_request(options_.front, endpoint, body, parsed)) return respond_error(*responder, *error);
   parsed.trace = trace_of(http.headers);
+  for (wire::GenerateRequest& prompt : parsed.prompts) prompt.tenant = tenant;
   std::string id = request_id(http);
   in_flight_.insert(id);
   Answer::start(context_, std::move(parsed), responder, id, [this, id] { in_flight_.erase(id); });

@@ -20,11 +20,16 @@
 
 namespace baton::api {
 
+struct ApiKey {
+  std::string secret;
+  std::int32_t tenant = 0;  // GenerateRequest::tenant of who sends it
+};
+
 struct ApiOptions {
   std::vector<std::string> served_names;  // the first is the one that replies carry
   std::string root;                       // the model's path, also accepted as its name
   std::string version;
-  std::vector<std::string> api_keys;  // empty: no authentication
+  std::vector<ApiKey> api_keys;  // empty: no authentication
   FrontEnd front;
 };
 
@@ -49,9 +54,10 @@ class Api {
  private:
   using Responder = std::shared_ptr<net::HttpResponder>;
   void route(const net::HttpRequest& request, const Responder& responder);
-  bool authorized(const net::HttpRequest& request) const;
+  // Whose request it is; nullopt: it needs a key, and has none that is known.
+  std::optional<std::int32_t> tenant_of(const net::HttpRequest& request) const;
   std::optional<ApiError> check_model(const Json& body) const;
-  void generate(Endpoint endpoint, const net::HttpRequest& request, const Responder& responder);
+  void generate(Endpoint endpoint, const net::HttpRequest& request, std::int32_t tenant, const Responder& responder);
   void models(const std::string& one, const Responder& responder);
   void tokenize(const net::HttpRequest& request, const Responder& responder);
   void detokenize(const net::HttpRequest& request, const Responder& responder);

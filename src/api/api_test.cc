@@ -94,6 +94,7 @@ class ApiTest : public testing::Test {
         "endfor %}";
     template_ = std::move(text::ChatTemplate::create(chat)).value();
     ApiOptions options;
+    options.api_keys = keys();
     options.served_names = {"tiny", "alias"};
     options.root = "/models/tiny.gguf";
     options.version = "1.2.3";
@@ -107,6 +108,8 @@ class ApiTest : public testing::Test {
                                  ApiHooks{[this] { return not_ready_; }, [] { return std::vector<wire::WorkerStatus>(); },
                                           [](const std::string&) { return std::nullopt; }, [] { return std::vector<Metrics::Named>(); }});
   }
+
+  virtual std::vector<ApiKey> keys() const { return {}; }
 
   // Requests that a test leaves open hold themselves through the fake generator.
   void TearDown() override {
@@ -518,6 +521,48 @@ TEST_F(ApiTest, ARefusalSaysWhenToTryAgain) {
   EXPECT_EQ(r->status, 429);
   EXPECT_EQ(r->headers.get("retry-after"), "7");
   EXPECT_EQ(Json::parse(r->body)["error"]["message"], "the queue is long; retry after 7 s");
+}
+
+class ApiKeyTest : public ApiTest {
+ protected:
+  std::vector<ApiKey> keys() const override { return {{"sk-one", 1}, {"sk-two", 2}}; }
+  std::shared_ptr<FakeResponder> ask(const std::string& authorization, const std::string& path = "/v1/completions") {
+    net::Headers headers;
+    if (!authorization.empty()) headers.add("Authorization", authorization);
+    return send(path, R"({"prompt":["a","b"]})", "POST", headers);
+  }
+};
+
+TEST_F(ApiKeyTest, AKeySaysWhoseRequestsTheyAre) {
+  ask("Bearer sk-one"), ask("sk-two");
+  ASSERT_EQ(generator_.started.size(), 4u);
+  for (int i : {0, 1}) EXPECT_EQ(generator_.started[static_cast<std::size_t>(i)]->request.tenant, 1);
+  for (int i : {2, 3}) EXPECT_EQ(generator_.started[static_cast<std::size_t>(i)]->request.tenant, 2);
+}
+
+TEST_F(ApiKeyTest, WithoutAKnownKeyNothingIsDone) {
+  for (const char* wrong : {"", "Bearer ", "Bearer sk-", "Bearer sk-one2", "Bearer sk-onE", "Basic sk-one"}) {
+    const auto r = ask(wrong);
+    EXPECT_EQ(r->status, 401) << wrong;
+    EXPECT_THAT(r->body, Not(HasSubstr("sk-"))) << wrong;
+  }
+  EXPECT_TRUE(generator_.started.empty());
+  EXPECT_EQ(send("/health", "", "GET")->status, 200);
+}
+
+TEST_F(ApiTest, WithoutKeysEverybodyIsTheSame) {
+  chat("");
+  EXPECT_EQ(generator_.started[0]->request.tenant, 0);
+}
+
+TEST_F(ApiTest, NoWorkerThatCanServeSaysWhenToTryAgainToo) {
+  const auto r = chat("");
+  generator_.started[0]->sink->on_done(Status(Code::kUnavailable, "no live worker can take the request"));
+  loop_.drain();
+  EXPECT_EQ(r->status, 503);
+  EXPECT_EQ(r->headers.get("retry-after"), "1");
+  not_ready_ = "d0 is loading";
+  EXPECT_EQ(chat("")->headers.get("retry-after"), "1");
 }
 
 // The ids of a request's parts are no client's: whoever says "a-0" or "a/0" is another one.

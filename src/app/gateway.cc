@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "api/api.h"
+#include "app/api_keys.h"
 #include "app/args.h"
 #include "app/commands.h"
 #include "app/options.h"
@@ -112,19 +113,6 @@ Result<TextSide> load_text(const GatewayFlags& flags, const model::ModelFiles& f
   return side;
 }
 
-std::vector<std::string> api_keys(const FrontFlags& front) {
-  std::vector<std::string> keys = front.api_key;
-  for (const char* name : {"BATON_API_KEY", "VLLM_API_KEY"}) {
-    const char* value = std::getenv(name);
-    for (std::string rest = value ? value : ""; !rest.empty();) {
-      const std::size_t comma = std::min(rest.find(','), rest.size());
-      if (comma > 0) keys.push_back(rest.substr(0, comma));
-      rest.erase(0, comma + 1);
-    }
-  }
-  return keys;
-}
-
 // vLLM's statistics line, from the workers' counters; silent while nothing happens.
 class StatsLine {
  public:
@@ -173,6 +161,11 @@ class GatewayProcess {
     options.core.registry.progress_timeout = Duration(static_cast<std::int64_t>(flags_.front.progress_timeout_s * 1e6));
     options.poll_timeout = options.core.registry.progress_timeout / 2;  // two missed polls within it
     options.core.fallback = flags_.front.fallback == "local" ? gateway::Fallback::kLocal : gateway::Fallback::kFail;
+    BATON_ASSIGN_OR_RETURN(ApiKeys keys, load_api_keys(flags_.front.api_keys(), flags_.front.api_key_file));
+    if (readable_by_others(flags_.front.api_key_file))
+      log::warn("{} can be read by other users; chmod 600 makes it yours alone", flags_.front.api_key_file);
+    options.core.tenants = std::move(keys.tenants);
+    options.core.queue_wait_max = Duration(static_cast<std::int64_t>(flags_.front.max_queue_wait_s * 1e6));
     options.core.requests_max = static_cast<std::size_t>(flags_.front.max_requests);
     client_ = net::HttpClient::create(loop_);
     gateway_ = std::make_unique<gateway::Gateway>(loop_, *client_, std::move(options));
@@ -181,7 +174,7 @@ class GatewayProcess {
     api.served_names = flags_.front.served_model_name.empty() ? std::vector<std::string>{flags_.model} : flags_.front.served_model_name;
     api.root = path;
     api.version = kVersion;
-    api.api_keys = api_keys(flags_.front);
+    api.api_keys = std::move(keys.keys);
     api.front = text_.front;
     api_ = std::make_unique<api::Api>(loop_, *gateway_, std::move(api), hooks());
 
@@ -221,6 +214,15 @@ class GatewayProcess {
             [this] {
               std::vector<api::Metrics::Named> out;
               for (const auto& [name, value] : gateway_->counters()) out.push_back({name, {}, static_cast<double>(value)});
+              const auto tenants = gateway_->tenants();
+              for (std::size_t i = 1; i < tenants.size(); ++i) {  // the first has no key
+                const auto add = [&](const char* name, std::uint64_t value) {
+                  out.push_back({name, {{"key", tenants[i].name}}, static_cast<double>(value)});
+                };
+                add("key_requests", tenants[i].requests);
+                add("key_requests_rejected", tenants[i].rejected);
+                add("key_tokens", tenants[i].tokens);
+              }
               return out;
             }};
   }

@@ -2,6 +2,9 @@
 
 #include <spdlog/fmt/fmt.h>
 
+#include <algorithm>
+#include <cstdlib>
+
 #include "app/args.h"
 #include "base/log.h"
 
@@ -101,6 +104,10 @@ void FrontFlags::add_to(CLI::App& app) {
   app.add_option("--api-key", api_key, "keys that clients must send; also from BATON_API_KEY or VLLM_API_KEY")
       ->expected(1, 64)
       ->group(group);
+  app.add_option("--api-key-file", api_key_file,
+                 "JSON Lines file of keys with names, and optionally weights and limits: {\"key\", \"name\", \"weight\", "
+                 "\"max_requests\", \"max_tokens_per_minute\"}")
+      ->group(group);
   app.add_option("--chat-template", chat_template, "file with a Jinja chat template (default: the model's own)")->group(group);
   app.add_option("--generation-config", generation_config, "where sampling defaults come from: auto (the model), vllm (none), or a folder")
       ->capture_default_str()
@@ -116,6 +123,11 @@ void FrontFlags::add_to(CLI::App& app) {
       ->group(group);
   app.add_option("--max-requests", max_requests, "requests in flight before 429")
       ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--max-queue-wait", max_queue_wait_s,
+                 "seconds; a request that would wait longer for room on a worker is refused with 429 when it comes, 0 for no limit")
+      ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str()
       ->group(group);
   app.add_option("--request-timeout", request_timeout_s, "longest life of a request in seconds")
@@ -142,6 +154,7 @@ std::vector<std::string> FrontFlags::args() const {
                                   "--fallback",          fallback,
                                   "--max-logprobs",      std::to_string(max_logprobs),
                                   "--max-requests",      std::to_string(max_requests),
+                                  "--max-queue-wait",    fmt::format("{}", max_queue_wait_s),
                                   "--request-timeout",   fmt::format("{}", request_timeout_s),
                                   "--shutdown-timeout",  fmt::format("{}", shutdown_timeout_s),
                                   "--progress-timeout",  fmt::format("{}", progress_timeout_s),
@@ -153,8 +166,22 @@ std::vector<std::string> FrontFlags::args() const {
   };
   if (seed) out.insert(out.end(), {"--seed", std::to_string(*seed)});
   if (!chat_template.empty()) out.insert(out.end(), {"--chat-template", chat_template});
+  if (!api_key_file.empty()) out.insert(out.end(), {"--api-key-file", api_key_file});
   add_list("--served-model-name", served_model_name);
   return out;  // keys travel by environment: arguments can be read by every user of the machine
+}
+
+std::vector<std::string> FrontFlags::api_keys() const {
+  std::vector<std::string> keys = api_key;
+  for (const char* name : {"BATON_API_KEY", "VLLM_API_KEY"}) {
+    const char* value = std::getenv(name);
+    for (std::string rest = value ? value : ""; !rest.empty();) {
+      const std::size_t comma = std::min(rest.find(','), rest.size());
+      if (comma > 0) keys.push_back(rest.substr(0, comma));
+      rest.erase(0, comma + 1);
+    }
+  }
+  return keys;
 }
 
 Result<std::int64_t> effective_max_model_len(const std::string& flag, std::int64_t model_positions) {

@@ -49,12 +49,14 @@ struct FrontFlags {
   std::string host = "0.0.0.0";
   int port = 8000;
   std::vector<std::string> api_key;
+  std::string api_key_file;
   std::string chat_template;
   std::string generation_config = "auto";
   std::string fallback = "local";
   std::optional<std::uint64_t> seed;
   int max_logprobs = 20;
   int max_requests = 4096;
+  double max_queue_wait_s = 60;
   double request_timeout_s = 1800;
   double shutdown_timeout_s = 30;
   double progress_timeout_s = 1;
@@ -62,6 +64,8 @@ struct FrontFlags {
 
   void add_to(CLI::App& app);
   std::vector<std::string> args() const;  // without host and port: the socket is handed over
+  // Those given, and those of the environment.
+  std::vector<std::string> api_keys() const;
 };
 
 // --max-model-len against what the model was made for; an error says the largest that is possible.

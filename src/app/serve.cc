@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "app/api_keys.h"
 #include "app/args.h"
 #include "app/commands.h"
 #include "app/options.h"
@@ -94,6 +95,7 @@ class Serve {
   double seconds() const { return to_seconds(loop_.clock().now() - started_); }
 
   Status prepare() {
+    BATON_RETURN_IF_ERROR(load_api_keys(flags_.front.api_keys(), flags_.front.api_key_file).status());  // before anything is loaded
     BATON_ASSIGN_OR_RETURN(model_path_, resolve_model(flags_.engine.model));
     BATON_ASSIGN_OR_RETURN(const auto files, model::ModelFiles::open(model_path_));
     const model::ModelConfig& config = files->config();
