@@ -345,6 +345,47 @@ TEST_F(WorkerTest, ClosingCancelsInEveryState) {
   expect_reference(*dl, r, 5);
 }
 
+// Of two requests the second waits, for blocks or for its turn after a preemption, while the first computes: closing it costs no step.
+TEST_F(WorkerTest, ClosingCancelsWhatWaitsForBlocks) {
+  TestWorker p(loop_, "p", 16, 16), d(loop_, "d", 8, 160);
+  const auto r1 = request(200, 5), r2 = request(200, 5, 1, 2);
+  p.executor->set_budget(0);
+  auto d1 = decode(d, r1), d2 = decode(d, r2);
+  auto p1 = prefill(p, d, r1, lease_of(*d1));
+  ASSERT_TRUE(until([&] { return p.executor->stalled(); }));
+  auto p2 = prefill(p, d, r2, lease_of(*d2));
+  ASSERT_TRUE(until([&] { return p.worker->status().waiting == 1; }));
+  const auto reserved = d.engine->status().blocks_reserved;
+  p2->call.reset();
+  EXPECT_TRUE(until([&] { return p.worker->status().waiting == 0; }));
+  d2->call.reset();
+  EXPECT_TRUE(until([&] { return d.engine->status().blocks_reserved < reserved; })) << "what was reserved for it is free";
+  EXPECT_TRUE(p.executor->stalled()) << "all that within the step";
+  p.executor->run_on();
+  ASSERT_TRUE(until([&] { return d1->done && p1->done; }));
+  expect_reference(*d1, r1, 5);
+  EXPECT_TRUE(until([&] { return p.idle() && d.idle(); }));
+}
+
+TEST_F(WorkerTest, ClosingCancelsWhatIsPreempted) {
+  TestWorker w(loop_, "w", 8, 24);  // both need 18 blocks in the end
+  const auto r1 = request(40, 100), r2 = request(40, 100, 1, 2);
+  auto first = decode(w, r1, true), second = decode(w, r2, true);
+  ASSERT_TRUE(until([&] {
+    if (second->find<wire::Preempted>() == nullptr) return false;
+    w.executor->set_budget(0);
+    return w.executor->stalled();
+  }));
+  ASSERT_EQ(w.worker->status().waiting, 1) << "it gave its blocks back and waits";
+  second->call.reset();
+  EXPECT_TRUE(until([&] { return w.worker->status().waiting == 0; }));
+  EXPECT_TRUE(w.executor->stalled()) << "within the step";
+  w.executor->run_on();
+  ASSERT_TRUE(until([&] { return first->done.has_value(); }));
+  expect_reference(*first, r1, 100);
+  EXPECT_TRUE(until([&] { return w.idle(); }));
+}
+
 TEST_F(WorkerTest, ACutLinkNacksAndAHigherAttemptGoesOn) {
   TestWorker p(loop_, "p", 16, 64), q(loop_, "q", 32, 64), d(loop_, "d", 8, 160);
   Proxy proxy(loop_, d.worker->link_port());
