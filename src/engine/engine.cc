@@ -92,6 +92,7 @@ class EngineImpl final : public Engine {
     s.step_budget = std::max({max_step_, slowest_step_, s.step_unmeasured ? kUnmeasured : Duration(0)});
     return s;
   }
+  std::vector<SequenceHold> holds() const override { return scheduler_.holds(); }
   Status check() const override { return scheduler_.check(); }
   const kv::BlockPool& pool() const override { return scheduler_.pool(); }
 

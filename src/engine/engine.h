@@ -72,6 +72,7 @@ class Engine : public wire::Generator {
   virtual void on_blocks_lacking(std::function<void(std::int32_t blocks)> lacking) = 0;
 
   virtual EngineStatus status() const = 0;
+  virtual std::vector<SequenceHold> holds() const = 0;
   // Verifies the pool's books against the sequences, O(blocks): for tests and the simulation.
   virtual Status check() const = 0;
   virtual const kv::BlockPool& pool() const = 0;

@@ -99,6 +99,7 @@ Scheduler::Group& Scheduler::make_group(wire::GenerateRequest request, Purpose p
 }
 
 void Scheduler::set_deadline(Group& group, TimePoint now) {
+  group.since = now;
   group.deadline = now + group.request.timeout;
   deadlines_.emplace(group.deadline, group.id);
 }
@@ -167,6 +168,7 @@ Result<Grant> Scheduler::grant(LeaseId lease, wire::GenerateRequest request, Tim
   leases_.erase(it);
 
   Group& group = make_group(std::move(request), Purpose::kHandoffTarget, now);
+  group.since = now;
   group.deadline = now + group.request.timeout;  // whoever transfers watches it until start_decode()
   Sequence& sequence = *group.sequences.front();
   sequence.state = Sequence::State::kAside;
@@ -318,12 +320,37 @@ EngineStatus Scheduler::status() const {
   s.blocks_total = pool_.total();
   s.blocks_free = pool_.free();
   s.blocks_cached = pool_.cached();
+  s.blocks_held = pool_.held();
+  const bool nobody = groups_.empty() && !step_running_;
+  s.balanced = pool_.free() + pool_.cached() + pool_.held() == pool_.total() && !(nobody && pool_.held() != 0) &&
+               !(leases_.empty() && promised_blocks_ != 0);
   s.blocks_reserved = promised_blocks_;
   s.step_unmeasured = step_running_ && (prefill_tokens_ > 0 ? prefill_token_ns_ == 0 : decode_step_ns_ == 0);
   s.prefill_tokens_per_s = prefill_token_ns_ > 0 ? 1e9 / static_cast<double>(prefill_token_ns_) : 0;
   for (const Sequence* q : waiting_) s.queued_prefill_tokens += q->length();
   for (const Sequence* r : running_) s.queued_prefill_tokens += r->remaining() > 1 ? r->remaining() : 0;
   return s;
+}
+
+std::vector<SequenceHold> Scheduler::holds() const {
+  std::vector<SequenceHold> out;
+  std::vector<BlockId> blocks;
+  const auto add = [&](const Group& group, bool ending) {
+    if (group.purpose == Purpose::kHandoffSource || (group.purpose == Purpose::kHandoffTarget && !group.started)) return;
+    blocks.clear();
+    bool waits = false;
+    for (const auto& s : group.sequences) {
+      blocks.insert(blocks.end(), s->blocks.begin(), s->blocks.end());
+      waits |= s->state == Sequence::State::kWaiting;
+    }
+    std::sort(blocks.begin(), blocks.end());
+    const auto distinct = static_cast<std::int32_t>(std::unique(blocks.begin(), blocks.end()) - blocks.begin());
+    if (distinct > 0)
+      out.push_back({group.request.id, ending ? "ending" : waits ? "waiting" : "running", distinct, group.since, group.deadline});
+  };
+  for (const auto& [id, group] : groups_) add(*group, false);
+  for (const auto& group : graveyard_) add(*group, true);
+  return out;
 }
 
 Status Scheduler::check() const {

@@ -103,6 +103,8 @@ class Scheduler {
   // The blocks of a request's prompt; empty if it is unknown or waiting.
   std::span<const BlockId> blocks(SeqId request) const;
   EngineStatus status() const;
+  // Without hand-off sources, and without targets before start_decode().
+  std::vector<SequenceHold> holds() const;
   bool idle() const { return groups_.empty(); }
   // Verifies that the pool's references are those of the sequences, and the credit. For tests.
   Status check() const;

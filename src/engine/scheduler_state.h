@@ -35,7 +35,7 @@ struct Scheduler::Group {
   SeqId id;
   Purpose purpose = Purpose::kGenerate;
   wire::GenerateRequest request;  // without its ids, which the sequences have
-  TimePoint deadline = kNever;
+  TimePoint since{}, deadline = kNever;
   TimePoint due{};         // its place among those that wait
   bool continues = false;  // output was emitted before it came here
   bool started = false;

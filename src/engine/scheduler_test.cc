@@ -530,5 +530,35 @@ TEST_F(SchedulerTest, ADeadDeviceEndsEverything) {
   EXPECT_TRUE(scheduler_->check().ok());
 }
 
+TEST_F(SchedulerTest, SaysWhoHoldsBlocks) {
+  EXPECT_TRUE(scheduler_->holds().empty());
+  wire::GenerateRequest two = request(20, 8);
+  two.id = "two", two.n = 2, two.timeout = std::chrono::seconds(30);
+  const TimePoint t(std::chrono::seconds(5));
+  const Result<SeqId> id = scheduler_->add(two, Purpose::kGenerate, t);
+  ASSERT_TRUE(id.ok());
+  EXPECT_TRUE(scheduler_->holds().empty()) << "who waits has none";
+  step();
+  step();
+  const auto holds = scheduler_->holds();
+  ASSERT_EQ(holds.size(), 1u);
+  EXPECT_EQ(holds[0].request_id, "two");
+  EXPECT_EQ(holds[0].state, "running");
+  EXPECT_EQ(holds[0].blocks, scheduler_->pool().held()) << "blocks that two choices share count once";
+  EXPECT_EQ(holds[0].since, t);
+  EXPECT_EQ(holds[0].deadline, t + std::chrono::seconds(30));
+
+  // A hand-off's blocks are the affair of its own ledger.
+  add(request(20, 8, 100), Purpose::kHandoffSource);
+  step();
+  EXPECT_EQ(scheduler_->holds().size(), 1u);
+
+  ASSERT_NE(scheduler_->schedule(), nullptr);
+  scheduler_->release(*id);
+  ASSERT_EQ(scheduler_->holds().size(), 1u);
+  EXPECT_EQ(scheduler_->holds()[0].state, "ending") << "the running step has its blocks";
+  EXPECT_TRUE(scheduler_->status().balanced);
+}
+
 }  // namespace
 }  // namespace baton::engine

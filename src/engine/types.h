@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/clock.h"
@@ -28,7 +30,8 @@ struct EngineOptions {
 struct EngineStatus {
   int running = 0, waiting = 0;
   int requests = 0;  // in any state, those included that only hold blocks
-  std::int32_t blocks_total = 0, blocks_free = 0, blocks_cached = 0, blocks_reserved = 0;
+  std::int32_t blocks_total = 0, blocks_free = 0, blocks_cached = 0, blocks_held = 0, blocks_reserved = 0;
+  bool balanced = true;  // free + cached + held = total, and nothing is held or promised where there is no request or reservation
   std::int64_t queued_prefill_tokens = 0;
   double prefill_tokens_per_s = 0;
   std::uint64_t steps = 0, prompt_tokens = 0, prompt_tokens_computed = 0, generation_tokens = 0, preemptions = 0;
@@ -37,6 +40,14 @@ struct EngineStatus {
   Duration step_running{};                            // age of the running step; 0: none runs
   Duration step_budget{};                             // what it may take: max_step, or what steps took of late, whichever is more
   bool step_unmeasured = false;                       // the running step is the first of its kind: nobody knows what it takes
+};
+
+// A request that has blocks and is not in the hands of a hand-off's ledger.
+struct SequenceHold {
+  std::string request_id;
+  std::string_view state;   // running, waiting (a choice of it was preempted), ending (the running step still has it)
+  std::int32_t blocks = 0;  // distinct ones
+  TimePoint since{}, deadline = kNever;
 };
 
 // The first token of one choice, and whether the choice ends with it.

@@ -485,6 +485,10 @@ class World {
     for (BlockId b : r.blocks) d_owner_[b.value] = {};
     receiver_->cancel(now_, r.lease, Status());
   }
+  void act(Receiver::AttemptFailed& a) {
+    EXPECT_TRUE(a.times.failure);
+    EXPECT_GE(a.times.ended_us, a.times.attached_us);
+  }
   void act(Receiver::LeaseFailed& a) {
     Request& r = of(a.lease);
     EXPECT_FALSE(r.committed);

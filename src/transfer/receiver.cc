@@ -60,10 +60,15 @@ void Receiver::send(LinkId link, Message message) {
   if (links_.contains(link)) actions_.push_back(SendTo{link, std::move(message)});
 }
 
+void Receiver::close_link(LinkId link, Status why) {
+  ++totals_.links_refused;
+  actions_.push_back(CloseLink{link, std::move(why)});
+}
+
 void Receiver::enter(TimePoint now, Lease& lease, State state) {
   const auto at_most = [&](Duration d) { return std::min(lease.spec.deadline, now + d); };
   lease.state = state;
-  lease.since = now;
+  lease.since = lease.progress_at = now;
   switch (state) {
     case State::kReserved:
       lease.deadline = at_most(options_.reserve_timeout);
@@ -101,6 +106,7 @@ Status Receiver::reserve(TimePoint now, LeaseSpec spec) {
   auto [it, inserted] = leases_.try_emplace(id);
   BATON_CHECK_MSG(inserted, "lease ids are drawn anew for each reservation");
   it->second.spec = std::move(spec);
+  it->second.reserved_at = now;
   enter(now, it->second, State::kReserved);
   return {};
 }
@@ -123,7 +129,7 @@ void Receiver::link_up(TimePoint now, LinkId link) {
     // Strangers that hold every place and say nothing keep no prefill worker out: the one that was silent longest makes room.
     const auto silent = std::find_if(links_.begin(), links_.end(), [](const auto& l) { return l.second.phase == Link::Phase::kNew; });
     const LinkId out = silent == links_.end() ? link : silent->first;
-    actions_.push_back(CloseLink{out, Status(Code::kResourceExhausted, "too many hand-off links")});
+    close_link(out, Status(Code::kResourceExhausted, "too many hand-off links"));
     if (out == link) return;
     link_down(now, out);
   }
@@ -158,7 +164,7 @@ void Receiver::message(TimePoint now, LinkId link, Message message) {
                                           },
                                           std::move(message));
   if (!understood) {
-    actions_.push_back(CloseLink{link, Status(Code::kDataLoss, "unexpected message on a hand-off link")});
+    close_link(link, Status(Code::kDataLoss, "unexpected message on a hand-off link"));
     link_down(now, link);
     return;
   }
@@ -169,7 +175,7 @@ void Receiver::on(TimePoint now, LinkId id, Hello m) {
   Link& link = links_.at(id);
   if (Status s = check_hello(local_, m); !s.ok()) {
     send(id, Reject{s});
-    actions_.push_back(CloseLink{id, s});
+    close_link(id, s);
     return link_down(now, id);
   }
   link.phase = Link::Phase::kOpening;
@@ -182,7 +188,7 @@ void Receiver::peer_opened(TimePoint now, LinkId id, Status status) {
   if (it == links_.end()) return;
   if (!status.ok()) {
     send(id, Reject{status});
-    actions_.push_back(CloseLink{id, status});
+    close_link(id, status);
     return link_down(now, id);
   }
   it->second.phase = Link::Phase::kReady;
@@ -233,6 +239,9 @@ void Receiver::begin_attempt(TimePoint now, Lease& lease, LinkId link, const Att
   lease.announced_area = lease.verified_area = 0;
   lease.chunks_open = 0;
   lease.first.clear();
+  lease.times = wire::HandoffTimes();
+  lease.times.attempt = lease.attempt;
+  lease.times.attached_us = lease.offset(now);
   if (lease.has_blocks) return grant(now, lease);
   enter(now, lease, State::kGranting);
   actions_.push_back(TakeBlocks{lease.spec.lease});
@@ -260,7 +269,11 @@ void Receiver::granted(TimePoint now, LeaseId id, Result<Blocks> blocks) {
 }
 
 void Receiver::grant(TimePoint now, Lease& lease) {
-  lease.epoch = Epoch(next_epoch_++);
+  lease.epoch = lease.times.epoch = Epoch(next_epoch_++);
+  lease.times.granted_us = lease.offset(now);
+  const std::size_t layers = std::min<std::size_t>(static_cast<std::size_t>(local_.kv.layers), wire::HandoffTimes::kLayersMax);
+  lease.times.verified_us.assign(layers, -1);
+  lease.times.verified_bytes.assign(layers, 0);
   enter(now, lease, State::kReceiving);
   send(lease.link, Grant{lease.key(), lease.blocks.cached_prefix});
 }
@@ -302,6 +315,7 @@ void Receiver::on(TimePoint now, LinkId link, Chunk m) {
   }
   lease->announced_area += area(m.heads, m.tokens);
   ++lease->chunks_open;
+  lease->progress_at = now;
   lease->deadline = std::min(lease->spec.deadline, now + options_.receive_idle);
   pending_.push_back({lease->spec.lease, lease->epoch, std::move(m)});
 }
@@ -343,6 +357,11 @@ void Receiver::fetched(TimePoint now, std::uint64_t fetch, Result<Digest> digest
     } else {
       lease->verified_area += f.area;
       --lease->chunks_open;
+      lease->progress_at = now;
+      if (const auto layer = static_cast<std::size_t>(f.layer); layer < lease->times.verified_us.size()) {
+        lease->times.verified_us[layer] = lease->offset(now);
+        lease->times.verified_bytes[layer] += f.area * 2 * static_cast<std::int64_t>(local_.row_bytes);
+      }
       send(lease->link, Fetched{lease->key(), static_cast<std::uint64_t>(lease->verified_area) * 2 * local_.row_bytes});
       if (lease->state == State::kVerifying) commit_if_proven(now, *lease);
     }
@@ -374,6 +393,7 @@ void Receiver::on(TimePoint now, LinkId link, Commit m) {
     return fail_attempt(now, *lease, s, /*tell_source=*/true);
   }
   lease->first = std::move(m.first);
+  lease->times.commit_us = lease->offset(now);
   enter(now, *lease, State::kVerifying);
   if (BATON_MUTANT(acked_before_proof)) send(link, Ack{m.key});
   commit_if_proven(now, *lease);
@@ -388,7 +408,9 @@ void Receiver::commit_if_proven(TimePoint now, Lease& lease) {
   const auto bytes = static_cast<std::uint64_t>(lease.verified_area) * 2 * local_.row_bytes;
   ++totals_.committed;
   totals_.kv_bytes += bytes;
-  actions_.push_back(StartDecode{lease.spec.lease, lease.attempt, std::move(lease.first), bytes, lease.blocks.cached_prefix});
+  lease.times.ended_us = lease.offset(now);
+  actions_.push_back(
+      StartDecode{lease.spec.lease, lease.attempt, std::move(lease.first), bytes, lease.blocks.cached_prefix, std::move(lease.times)});
   send(lease.link, Ack{lease.key()});
 }
 
@@ -412,6 +434,9 @@ void Receiver::on(TimePoint now, LinkId link, Abort m) {
 // ---------------------------------------------------------------------------------------------------------------- ends
 
 void Receiver::fail_attempt(TimePoint now, Lease& lease, Status why, bool tell_source) {
+  lease.times.ended_us = lease.offset(now);
+  lease.times.failure = why;
+  actions_.push_back(AttemptFailed{lease.spec.lease, std::move(lease.times)});
   if (tell_source) send(lease.link, Nack{lease.key(), std::move(why)});
   ++totals_.nacked;
   lease.epoch = Epoch(0);
@@ -466,7 +491,7 @@ void Receiver::tick(TimePoint now) {
     if (link.deadline <= now) late_links.push_back(id);
   }
   for (LinkId id : late_links) {
-    actions_.push_back(CloseLink{id, Status(Code::kDeadlineExceeded, "no introduction in time")});
+    close_link(id, Status(Code::kDeadlineExceeded, "no introduction in time"));
     link_down(now, id);
   }
   std::vector<LeaseId> late;
@@ -507,9 +532,23 @@ Receiver::Stats Receiver::stats(TimePoint now) const {
   s.next_deadline = next_deadline();
   for (const auto& [id, lease] : leases_) {
     ++s.by_state[static_cast<int>(lease.state)];
-    if (lease.state != State::kCommitted) s.oldest_held = std::max(s.oldest_held, now - lease.since);
+    if (lease.state == State::kCommitted) continue;
+    s.oldest_held = std::max(s.oldest_held, now - lease.since);
+    Duration& idle = lease.has_blocks ? s.idle_blocks : s.idle_credit;
+    idle = std::max(idle, now - lease.progress_at);
   }
   return s;
+}
+
+std::vector<Receiver::Held> Receiver::held() const {
+  std::vector<Held> out;
+  for (const auto& [id, lease] : leases_) {
+    if (lease.state == State::kCommitted) continue;
+    const auto link = links_.find(lease.link);
+    out.push_back({lease.spec.request_id, link == links_.end() ? std::string() : link->second.hello.name, lease.state, lease.attempt,
+                   lease.epoch, static_cast<std::int32_t>(lease.blocks.blocks.size()), lease.since, lease.progress_at, lease.deadline});
+  }
+  return out;
 }
 
 }  // namespace baton::transfer

@@ -100,6 +100,11 @@ class Receiver {
     std::vector<FirstToken> first;
     std::uint64_t kv_bytes = 0;
     std::int32_t cached_prefix = 0;
+    wire::HandoffTimes times;
+  };
+  struct AttemptFailed {  // for the record: the lease goes on, or ends with an event of its own
+    LeaseId lease;
+    wire::HandoffTimes times;
   };
   struct LeaseFailed {  // logical end, not asked for by cancel(): tell the gateway
     LeaseId lease;
@@ -108,7 +113,8 @@ class Receiver {
   struct FreeLease {  // physical end of a lease that was not committed: give back its blocks, or its credit
     LeaseId lease;
   };
-  using Action = std::variant<SendTo, CloseLink, OpenPeer, TakeBlocks, Fetch, CancelFetch, StartDecode, LeaseFailed, FreeLease>;
+  using Action =
+      std::variant<SendTo, CloseLink, OpenPeer, TakeBlocks, Fetch, CancelFetch, StartDecode, AttemptFailed, LeaseFailed, FreeLease>;
 
   Receiver(LocalWorker local, ReceiverOptions options) : local_(std::move(local)), options_(options) {}
 
@@ -142,11 +148,22 @@ class Receiver {
     int by_state[kStates] = {};
     std::size_t links = 0, fetches_in_flight = 0;
     std::uint64_t committed = 0, nacked = 0, stale = 0, digest_mismatches = 0, kv_bytes = 0;
-    std::uint64_t violations = 0;      // chunks and commits that no sound source says
-    Duration oldest_held{};            // longest time that a lease has been in its state
-    TimePoint next_deadline = kNever;  // of any wait
+    std::uint64_t violations = 0;           // chunks and commits that no sound source says
+    std::uint64_t links_refused = 0;        // closed for what came over them, or did not come
+    Duration oldest_held{};                 // longest time that a lease has been in its state
+    Duration idle_credit{}, idle_blocks{};  // longest time without progress of a lease that has only credit; that has blocks
+    TimePoint next_deadline = kNever;       // of any wait
   };
   Stats stats(TimePoint now) const;
+  struct Held {
+    std::string request_id, source;  // source: the name of who attached, while its link is there
+    State state;
+    Attempt attempt;
+    Epoch epoch;
+    std::int32_t blocks = 0;  // 0: credit only
+    TimePoint since, progress_at, deadline;
+  };
+  std::vector<Held> held() const;  // by leases that are not committed
 
  private:
   struct Link {
@@ -160,9 +177,10 @@ class Receiver {
   struct Lease {
     LeaseSpec spec;
     State state = State::kReserved;
-    TimePoint since, deadline = kNever;
-    Attempt attempt{0};  // the highest that attached
-    Epoch epoch;         // of the attempt in progress; zero when there is none
+    TimePoint reserved_at, since, deadline = kNever;
+    TimePoint progress_at;  // of its state, or of what arrives
+    Attempt attempt{0};     // the highest that attached
+    Epoch epoch;            // of the attempt in progress; zero when there is none
     LinkId link;
     bool has_blocks = false;
     Blocks blocks;
@@ -171,12 +189,14 @@ class Receiver {
     std::int64_t announced_area = 0, verified_area = 0;   // layers x heads x tokens
     std::size_t chunks_open = 0;
     std::vector<FirstToken> first;  // from its commit
+    wire::HandoffTimes times;
     // across attempts
     std::size_t in_flight = 0;
     bool ending = false;                             // after Aborting the lease is freed
     std::optional<std::pair<LinkId, Attach>> next;   // a higher attempt that waits for quiet
     std::vector<std::pair<LinkId, Key>> abort_acks;  // owed at the physical end
     Key key() const { return {spec.lease, attempt, epoch}; }
+    std::int64_t offset(TimePoint now) const { return (now - reserved_at).count(); }
   };
   struct Pending {
     LeaseId lease;
@@ -202,6 +222,7 @@ class Receiver {
   // The lease whose attempt in progress is named by `key` and runs over `link`, or nullptr: everything else is stale.
   Lease* current(LinkId link, const Key& key);
   void send(LinkId link, Message message);
+  void close_link(LinkId link, Status why);
   void enter(TimePoint now, Lease& lease, State state);
   void begin_attempt(TimePoint now, Lease& lease, LinkId link, const Attach& m);
   void grant(TimePoint now, Lease& lease);

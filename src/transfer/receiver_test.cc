@@ -106,6 +106,56 @@ class ReceiverTest : public ::testing::Test {
   std::vector<Receiver::Action> actions_;
 };
 
+TEST_F(ReceiverTest, SaysWhenEachLayerWasVerifiedAndHowMuchOfIt) {
+  const auto ms = [](int n) { return std::chrono::milliseconds(n); };
+  const auto at = [&](int n) { now_ = TimePoint(ms(n)); };
+  at(2);
+  Key k = grant(kP, 1);
+  chunk(kP, k, 0, {4, kTokens});
+  at(5);
+  fetch_all();
+  at(6);
+  ASSERT_EQ(r_.held().size(), 1u);
+  EXPECT_EQ(r_.held()[0].state, State::kReceiving);
+  EXPECT_EQ(r_.held()[0].blocks, 3);
+  EXPECT_EQ(r_.held()[0].progress_at, TimePoint(ms(5)));
+  EXPECT_EQ(r_.stats(now_).idle_blocks, ms(1));
+  r_.link_down(now_, kP);
+  const auto failed = did<Receiver::AttemptFailed>();
+  ASSERT_EQ(failed.size(), 1u);
+  EXPECT_EQ(failed[0].times.attempt, Attempt(1));
+  EXPECT_EQ(failed[0].times.attached_us, 2'000);
+  EXPECT_EQ(failed[0].times.ended_us, 6'000);
+  ASSERT_TRUE(failed[0].times.failure);
+  EXPECT_THAT(failed[0].times.failure->message(), HasSubstr("link"));
+  const std::int64_t rows = (kTokens - 4) * 2 * 2 * 8;
+  EXPECT_EQ(failed[0].times.verified_us, (std::vector<std::int64_t>{5'000, -1}));
+  EXPECT_EQ(failed[0].times.verified_bytes, (std::vector<std::int64_t>{rows, 0}));
+
+  at(10);
+  k = grant(kQ, 2);
+  for (int layer = 0; layer < 2; ++layer) {
+    at(12 + layer);
+    chunk(kQ, k, layer, {4, kTokens});
+    fetch_all();
+  }
+  at(20);
+  commit(kQ, k);
+  const auto done = did<Receiver::StartDecode>();
+  ASSERT_EQ(done.size(), 1u);
+  const wire::HandoffTimes& t = done[0].times;
+  EXPECT_EQ(t.attempt, Attempt(2));
+  EXPECT_EQ(t.epoch, k.epoch);
+  EXPECT_EQ(t.attached_us, 10'000);
+  EXPECT_EQ(t.granted_us, 10'000);
+  EXPECT_EQ(t.verified_us, (std::vector<std::int64_t>{12'000, 13'000}));
+  EXPECT_EQ(t.verified_bytes, (std::vector<std::int64_t>{rows, rows})) << "of the attempt that ended nothing counts";
+  EXPECT_EQ(t.commit_us, 20'000);
+  EXPECT_EQ(t.ended_us, 20'000);
+  EXPECT_FALSE(t.failure);
+  EXPECT_TRUE(r_.held().empty()) << "the engine's from here on";
+}
+
 TEST_F(ReceiverTest, CommitsWhatIsProvenAndAcksAgain) {
   const Key k = committed();
   ASSERT_EQ(did<Receiver::StartDecode>().size(), 1u);

@@ -126,6 +126,12 @@ TimePoint Retention::next_deadline() const {
   return next;
 }
 
+std::optional<Retention::Held> Retention::retained(Key key) const {
+  const auto it = entries_.find(key);
+  if (it == entries_.end() || !it->second.retained) return std::nullopt;
+  return Held{it->second.since, it->second.until};
+}
+
 Retention::Stats Retention::stats(TimePoint now) const {
   Stats s{.holds = retained_.size(), .blocks = blocks_, .claimed = claimed_, .dropped = dropped_};
   if (const auto key = oldest()) s.oldest = now - entries_.at(*key).since;

@@ -79,6 +79,10 @@ class Retention {
     Duration oldest{};
   };
   Stats stats(TimePoint now) const;
+  struct Held {
+    TimePoint since, until;
+  };
+  std::optional<Held> retained(Key key) const;  // nullopt: it is in use, or unknown
 
  private:
   struct Entry {

@@ -15,6 +15,8 @@ std::string_view to_string(Sender::State state) {
 Sender::Sender(SenderSpec spec, SenderOptions options)
     : spec_(std::move(spec)), options_(options), deadline_(spec_.deadline), layers_(static_cast<std::size_t>(spec_.layers)) {
   BATON_CHECK(spec_.layers > 0 && spec_.n_tokens > 0 && spec_.block_tokens > 0);
+  times_.attempt = spec_.attempt;
+  progress_at_ = spec_.start;
 }
 
 std::uint64_t Sender::bytes_total() const {
@@ -22,9 +24,17 @@ std::uint64_t Sender::bytes_total() const {
          static_cast<std::uint64_t>(spec_.layers);
 }
 
+void Sender::set(std::vector<std::int64_t>& times, std::int32_t layer, TimePoint now) const {
+  const auto at = static_cast<std::size_t>(layer);
+  if (at >= wire::HandoffTimes::kLayersMax) return;
+  if (times.empty()) times.assign(std::min(layers_.size(), wire::HandoffTimes::kLayersMax), -1);
+  times[at] = since(now);
+}
+
 void Sender::attach(TimePoint now) {
   if (state_ != State::kQueued || spec_.lease == LeaseId() || spec_.one_token || outcome_) return;
   state_ = State::kAttaching;
+  times_.attached_us = since(progress_at_ = now);
   deadline_ = std::min(spec_.deadline, now + options_.attach_timeout);
   actions_.push_back(Send{Attach{key(), spec_.request_id, spec_.n_tokens, spec_.ids}});
 }
@@ -33,13 +43,19 @@ void Sender::layer_ready(TimePoint now, std::int32_t layer, std::int32_t begin, 
   Layer& l = layers_.at(static_cast<std::size_t>(BATON_MUTANT(announced_unwritten) ? spec_.layers - 1 - layer : layer));
   BATON_CHECK_MSG(begin <= l.ready && end <= spec_.n_tokens, "layer reports leave no gap");
   l.ready = std::max(l.ready, end);
-  if (layer == spec_.layers - 1 && end == spec_.n_tokens) early_ = fetched_;
+  progress_at_ = now;
+  set(times_.ready_us, layer, now);
+  if (layer == spec_.layers - 1) {
+    if (times_.chunks.size() < wire::HandoffTimes::kChunksMax) times_.chunks.emplace_back(end, since(now));
+    if (end == spec_.n_tokens) early_ = fetched_, times_.computed_us = since(now);
+  }
   pump(now);
 }
 
 void Sender::first_tokens(TimePoint now, std::vector<FirstToken> first) {
   BATON_CHECK(first_.empty() && !first.empty());
   first_ = std::move(first);
+  times_.first_token_us = since(progress_at_ = now);
   if (outcome_) return;
   if (std::all_of(first_.begin(), first_.end(), [](const FirstToken& f) { return f.finish.has_value(); })) {
     return end(now, State::kNoKv, Status(), /*tell_target=*/true);
@@ -59,6 +75,7 @@ void Sender::message(TimePoint now, const Message& message) {
       message);
   // Leases and attempts name us; the epoch fences what belongs to an earlier life of the same lease.
   if (key == nullptr || key->lease != spec_.lease || key->attempt != spec_.attempt) return;
+  progress_at_ = now;
   if (const auto* m = std::get_if<Grant>(&message)) return on(now, *m);
   if (const auto* m = std::get_if<Refuse>(&message)) {
     if (!outcome_) end(now, State::kNacked, m->status, /*tell_target=*/false);
@@ -78,7 +95,8 @@ void Sender::message(TimePoint now, const Message& message) {
 
 void Sender::on(TimePoint now, const Grant& m) {
   if (state_ != State::kAttaching || outcome_) return;
-  epoch_ = m.key.epoch;
+  epoch_ = times_.epoch = m.key.epoch;
+  times_.granted_us = since(now);
   if (m.cached_prefix > spec_.n_tokens || epoch_ == Epoch(0)) {
     return end(now, State::kNacked, Status(Code::kDataLoss, "the decode worker granted nonsense"), /*tell_target=*/true);
   }
@@ -109,6 +127,7 @@ void Sender::pump(TimePoint now) {
                              std::all_of(layers_.begin(), layers_.end(), [&](const Layer& l) { return l.cut >= spec_.n_tokens; });
   if (first_.empty() || !all_announced) return;
   state_ = State::kCommitting;
+  times_.commit_us = since(now);
   deadline_ = std::min(spec_.deadline, now + options_.commit_timeout);
   actions_.push_back(Send{Commit{key(), first_}});
 }
@@ -120,6 +139,7 @@ void Sender::digested(TimePoint now, std::uint64_t id, Result<Digest> digest, st
   digests_.erase(it);
   if (outcome_) return release_if_quiet();
   if (!digest.ok()) return end(now, State::kAborted, digest.status().with_context("digest of our own KV"), /*tell_target=*/true);
+  set(times_.announced_us, layer, progress_at_ = now);
   actions_.push_back(Send{Chunk{key(), layer, spec_.heads, tokens, *digest, std::move(locator)}});
   pump(now);
 }
@@ -139,7 +159,10 @@ std::unique_ptr<Sender> Sender::succeed(TimePoint now, SenderSpec spec) {
   BATON_CHECK_MSG(spec.n_tokens == spec_.n_tokens && spec.layers == spec_.layers && spec.ids == spec_.ids,
                   "a successor is of the same prompt");
   auto next = std::make_unique<Sender>(std::move(spec), options_);
-  for (std::size_t i = 0; i < layers_.size(); ++i) next->layers_[i].ready = layers_[i].ready;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    next->layers_[i].ready = layers_[i].ready;
+    if (layers_[i].ready > 0) next->set(next->times_.ready_us, static_cast<std::int32_t>(i), now);
+  }
   next->first_ = first_;
   cancel(now, Status(Code::kCancelled, "claimed by attempt " + std::to_string(next->spec_.attempt.value)));
   return next;
@@ -166,6 +189,8 @@ void Sender::tick(TimePoint now) {
 void Sender::end(TimePoint now, State state, Status status, bool tell_target) {
   const bool attached = state_ != State::kQueued;
   outcome_ = true;
+  times_.ended_us = since(now);
+  if (!status.ok()) times_.failure = status;
   actions_.push_back(Outcome{state, std::move(status)});
   if (attached && tell_target) {
     actions_.push_back(Send{Abort{key()}});

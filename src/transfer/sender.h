@@ -48,11 +48,13 @@ struct SenderSpec {
   int block_tokens = 0;         // chunks end at block borders where they can
   TimePoint deadline = kNever;  // the request's
   bool one_token = false;       // known to end with its first token: never attaches
+  TimePoint start{};            // of the leg: times() counts from here
 };
 
 class Sender {
  public:
   enum class State : std::uint8_t { kQueued, kAttaching, kStreaming, kCommitting, kAborting, kAcked, kNacked, kAborted, kNoKv, kUnclaimed };
+  static constexpr int kStates = 10;
 
   // --- actions
   struct Send {
@@ -72,6 +74,8 @@ class Sender {
 
   Sender(SenderSpec spec, SenderOptions options);
 
+  // The prompt has entered a batch.
+  void started(TimePoint now) { times_.started_us = since(now); }
   // The prompt is in a batch and the link is up: ask for a grant. Layers may be reported before.
   void attach(TimePoint now);
   // K and V of tokens [begin, end) of a layer are in our pool; a layer's reports are contiguous from 0.
@@ -101,12 +105,17 @@ class Sender {
   // time.
   std::uint64_t bytes_early() const { return early_; }
   std::int32_t cached_prefix() const { return cached_; }
+  // What happened when, for whoever has to explain it; complete once there is an outcome.
+  const wire::HandoffTimes& times() const { return times_; }
+  TimePoint progress_at() const { return progress_at_; }  // when something was computed, said or heard last
 
  private:
   struct Layer {
     std::int32_t ready = 0;  // computed up to here
     std::int32_t cut = 0;    // given out as chunks up to here
   };
+  std::int64_t since(TimePoint now) const { return (now - spec_.start).count(); }
+  void set(std::vector<std::int64_t>& times, std::int32_t layer, TimePoint now) const;
   void on(TimePoint now, const Grant& m);
   void pump(TimePoint now);
   void end(TimePoint now, State state, Status status, bool tell_target);
@@ -124,6 +133,8 @@ class Sender {
   std::uint64_t next_digest_ = 1;
   std::vector<FirstToken> first_;
   std::uint64_t fetched_ = 0, early_ = 0;
+  wire::HandoffTimes times_;
+  TimePoint progress_at_{};
   bool outcome_ = false;  // the logical end was reached
   bool awaiting_abort_ack_ = false, released_ = false;
   std::vector<Action> actions_;

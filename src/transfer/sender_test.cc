@@ -168,5 +168,58 @@ TEST_F(SenderTest, ATargetThatIsNotThereEndsWhatHasNotAttached) {
   EXPECT_TRUE(a.over());
 }
 
+TEST_F(SenderTest, SaysWhenEachLayerWasComputedAndAnnounced) {
+  const auto at = [&](int ms) { now_ = TimePoint(std::chrono::milliseconds(ms)); };
+  SenderSpec named = spec(1, 3);
+  named.start = TimePoint(std::chrono::milliseconds(100));
+  Sender s(named, {});
+  at(110);
+  s.started(now_);
+  s.attach(now_);
+  at(111);
+  s.message(now_, grant(1, 3));
+  drain(s);
+  for (int layer = 0; layer < kLayers; ++layer) {
+    at(120 + layer);
+    s.layer_ready(now_, layer, 0, 6);
+    drain(s);
+  }
+  for (int layer = 0; layer < kLayers; ++layer) {
+    at(130 + layer);
+    s.layer_ready(now_, layer, 6, kTokens);
+    drain(s);
+  }
+  EXPECT_EQ(s.progress_at(), now_);
+  at(140);
+  s.first_tokens(now_, first());
+  drain(s);
+  at(141);
+  s.message(now_, Ack{s.key()});
+  const wire::HandoffTimes& t = s.times();
+  EXPECT_EQ(t.attempt, Attempt(3));
+  EXPECT_EQ(t.epoch, Epoch(5));
+  EXPECT_EQ(t.started_us, 10'000);
+  EXPECT_EQ(t.attached_us, 10'000);
+  EXPECT_EQ(t.granted_us, 11'000);
+  EXPECT_EQ(t.ready_us, (std::vector<std::int64_t>{30'000, 31'000})) << "of a layer's last part";
+  EXPECT_EQ(t.announced_us, t.ready_us);
+  EXPECT_EQ(t.chunks, (std::vector<std::pair<std::int32_t, std::int64_t>>{{6, 21'000}, {kTokens, 31'000}}));
+  EXPECT_EQ(t.computed_us, 31'000);
+  EXPECT_EQ(t.first_token_us, 40'000);
+  EXPECT_EQ(t.commit_us, 40'000);
+  EXPECT_EQ(t.ended_us, 41'000);
+  EXPECT_FALSE(t.failure);
+}
+
+TEST_F(SenderTest, TheTimesOfADeepModelAndALongPromptAreBounded) {
+  SenderSpec deep = spec(1, 1);
+  deep.layers = 1000, deep.n_tokens = 500;
+  Sender s(deep, {});
+  for (std::int32_t token = 0; token < deep.n_tokens; ++token)
+    for (std::int32_t layer = 0; layer < deep.layers; ++layer) s.layer_ready(now_, layer, token, token + 1);
+  EXPECT_EQ(s.times().ready_us.size(), wire::HandoffTimes::kLayersMax);
+  EXPECT_EQ(s.times().chunks.size(), wire::HandoffTimes::kChunksMax);
+}
+
 }  // namespace
 }  // namespace baton::transfer

@@ -72,6 +72,28 @@ struct FinishEvent {
   std::optional<TokenId> stop_token;  // the stop id or EOS that ended it (the token itself is not part of the text)
 };
 
+// One attempt to hand a prompt's KV over, as one of its two workers saw it. D reports each attempt when it ends, P that of its leg; of a
+// prompt that is computed and decoded on one worker only the prefill is there. Times are microseconds since that worker took the leg, whose
+// clock is nobody else's; -1: it did not happen, or this side does not see it.
+struct HandoffTimes {
+  Attempt attempt{1};
+  Epoch epoch;                   // of D's grant; zero: there was none
+  std::int64_t started_us = -1;  // the prompt entered its first batch
+  std::int64_t attached_us = -1;
+  std::int64_t granted_us = -1;
+  std::int64_t computed_us = -1;  // the KV of the whole prompt was there
+  std::int64_t first_token_us = -1;
+  std::int64_t commit_us = -1;    // P had said everything; D had heard it
+  std::int64_t ended_us = -1;     // all of it proven, or given up
+  std::optional<Status> failure;  // why it was given up
+  // By layer. P: when its last part was computed, and announced to D. D: when its last part was verified, and how many bytes were.
+  std::vector<std::int64_t> ready_us, announced_us, verified_us, verified_bytes;
+  std::vector<std::pair<std::int32_t, std::int64_t>> chunks;  // P: (prompt tokens computed, when), a step each
+
+  // Of a deeper model the first layers are kept, of a longer prompt the first steps.
+  static constexpr std::size_t kLayersMax = 256, kChunksMax = 64;
+};
+
 // How a request was served; grows while it runs. Times are offsets from the request's arrival at the gateway, -1 where it did not happen.
 struct Served {
   std::string prefill_worker, decode_worker;  // names; equal or one empty when aggregated
@@ -81,6 +103,8 @@ struct Served {
   std::int64_t kv_bytes = 0;                          // handed over
   std::int64_t kv_bytes_early = 0;                    // of those, before the prompt's last layer was computed
   double reserved_ms = -1, prefill_start_ms = -1, prefill_end_ms = -1, committed_ms = -1, first_token_ms = -1;
+  std::string fallback;                 // said by the gateway, not on the wire: why one worker did both, where two roles should
+  std::optional<HandoffTimes> handoff;  // from workers to the gateway, whose record of the request keeps it
 };
 
 // Events of one call, in order, on the loop's thread. After on_done nothing follows.

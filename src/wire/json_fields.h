@@ -38,6 +38,9 @@ struct IsPair : std::false_type {};
 template <class A, class B>
 struct IsPair<std::pair<A, B>> : std::true_type {};
 
+// What a `fields` is for: a struct to be written, or to be read into.
+template <class T, class S>
+concept Is = std::same_as<std::remove_const_t<T>, S>;
 template <class T>
 concept Integer = std::integral<T> && !std::same_as<T, bool>;
 

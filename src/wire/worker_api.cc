@@ -20,9 +20,6 @@ struct EnumNames<FinishReason> {
 // The fields of each message, written once for both directions. In the visitors' namespace, where argument-dependent lookup finds them.
 namespace json {
 
-template <class T, class S>
-concept Is = std::same_as<std::remove_const_t<T>, S>;
-
 template <class V, Is<SamplingParams> T>
 void fields(V& v, T& s) {
   v("temperature", s.temperature);
@@ -140,6 +137,24 @@ template <class V, Is<PromptLogprobs> T>
 void fields(V& v, T& e) {
   v("entries", e.entries);
 }
+template <class V, Is<HandoffTimes> T>
+void fields(V& v, T& t) {
+  v("attempt", t.attempt, kFromOne);
+  v("epoch", t.epoch);
+  v("started_us", t.started_us);
+  v("attached_us", t.attached_us);
+  v("granted_us", t.granted_us);
+  v("computed_us", t.computed_us);
+  v("first_token_us", t.first_token_us);
+  v("commit_us", t.commit_us);
+  v("ended_us", t.ended_us);
+  v("failure", t.failure);
+  v("ready_us", t.ready_us);
+  v("announced_us", t.announced_us);
+  v("verified_us", t.verified_us);
+  v("verified_bytes", t.verified_bytes, kFromZero);
+  v("chunks", t.chunks);
+}
 template <class V, Is<Served> T>
 void fields(V& v, T& s) {
   v("prefill_worker", s.prefill_worker);
@@ -155,6 +170,7 @@ void fields(V& v, T& s) {
   v("prefill_end_ms", s.prefill_end_ms);
   v("committed_ms", s.committed_ms);
   v("first_token_ms", s.first_token_ms);
+  v("handoff", s.handoff);
 }
 template <class V, Is<Done> T>
 void fields(V&, T&) {}
@@ -194,7 +210,10 @@ void fields(V& v, T& s) {
   v("blocks_total", s.blocks_total, kFromZero);
   v("blocks_free", s.blocks_free, kFromZero);
   v("blocks_cached", s.blocks_cached, kFromZero);
+  v("blocks_held", s.blocks_held, kFromZero);
+  v("blocks_promised", s.blocks_promised, kFromZero);
   v("blocks_retained", s.blocks_retained, kFromZero);
+  v("balanced", s.balanced);
   v("max_num_seqs", s.max_num_seqs, kFromZero);
   v("max_model_len", s.max_model_len, kFromZero);
   v("queued_prefill_tokens", s.queued_prefill_tokens, kFromZero);
@@ -203,6 +222,9 @@ void fields(V& v, T& s) {
   v("step_running_ms", s.step_running_ms);
   v("step_budget_ms", s.step_budget_ms);
   v("oldest_held_ms", s.oldest_held_ms);
+  v("leases", s.leases);
+  v("handoffs", s.handoffs);
+  v("held_ms", s.held_ms);
   v("prompt_tokens", s.prompt_tokens);
   v("prompt_tokens_computed", s.prompt_tokens_computed);
   v("generation_tokens", s.generation_tokens);
@@ -214,6 +236,7 @@ void fields(V& v, T& s) {
   v("kv_bytes", s.kv_bytes);
   v("holds_claimed", s.holds_claimed);
   v("holds_dropped", s.holds_dropped);
+  v("links_refused", s.links_refused);
 }
 
 }  // namespace json

@@ -4,6 +4,7 @@
 //   POST /internal/decode    DecodeLeg   -> 200 and a stream of LegEvents, or 429/503 with Retry-After
 //   POST /internal/prefill   PrefillLeg  -> the same
 //   GET  /internal/status                -> WorkerStatus
+//   GET  /internal/kv                    -> KvReport (kv_report.h)
 //   POST /internal/finish_choice?gateway=G&leg=L&choice=N -> 204: ends one choice of a running decode leg
 //
 // The body of an answer that is not 200 is a Failed event, whose status says why.
@@ -117,7 +118,9 @@ struct WorkerStatus {
   // load
   int running = 0, waiting = 0;
   std::int32_t block_tokens = 0, blocks_total = 0, blocks_free = 0, blocks_cached = 0;
-  std::int32_t blocks_retained = 0;  // of those held: computed for a hand-off, and nobody has claimed them
+  std::int32_t blocks_held = 0, blocks_promised = 0;  // promised: credit of leases that have not attached
+  std::int32_t blocks_retained = 0;                   // of those held: computed for a hand-off, and nobody has claimed them
+  bool balanced = true;                               // free + cached + held = total, and what is held is somebody's
   std::int32_t max_num_seqs = 0;
   std::int64_t max_model_len = 0;
   std::int64_t queued_prefill_tokens = 0;
@@ -127,11 +130,16 @@ struct WorkerStatus {
   double step_running_ms = 0;  // age of the step that its device computes now; 0: none
   double step_budget_ms = 0;   // what a step may take there, configured or measured, whichever is more
   double oldest_held_ms = 0;
+  // How many leases (decode side) and hand-offs (prefill side) are in each state of docs/kv-ownership.md; and by the reason for which KV or
+  // credit is held, how long the one has had no progress that has had none for longest. Zeros included.
+  std::vector<std::pair<std::string, std::int32_t>> leases, handoffs;
+  std::vector<std::pair<std::string, double>> held_ms;
   // counters for metrics
   std::uint64_t prompt_tokens = 0, prompt_tokens_computed = 0, generation_tokens = 0, preemptions = 0;
   std::uint64_t prefix_queries = 0, prefix_hits = 0;  // tokens
   std::uint64_t handoffs_ok = 0, handoffs_failed = 0, kv_bytes = 0;
   std::uint64_t holds_claimed = 0, holds_dropped = 0;  // retained KV that was claimed; that was given up
+  std::uint64_t links_refused = 0;                     // hand-off links closed for what they sent, or did not send
 };
 
 std::string to_json(const DecodeLeg& leg);

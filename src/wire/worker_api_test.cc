@@ -76,7 +76,24 @@ class Maker {
     s.kv_bytes = i64(), s.kv_bytes_early = i64();
     s.reserved_ms = rng_.uniform(), s.prefill_start_ms = rng_.uniform(), s.prefill_end_ms = rng_.uniform();
     s.committed_ms = rng_.uniform(), s.first_token_ms = -1;
+    if (coin()) s.handoff = handoff();
     return s;
+  }
+  std::vector<std::int64_t> times() {
+    std::vector<std::int64_t> out(rng_.below(40), -1);
+    for (std::int64_t& t : out)
+      if (coin()) t = i64();
+    return out;
+  }
+  HandoffTimes handoff() {
+    HandoffTimes t;
+    t.attempt = Attempt(1 + static_cast<std::uint32_t>(rng_.below(9))), t.epoch = Epoch(u64());
+    t.started_us = i64(), t.attached_us = i64(), t.granted_us = -1, t.computed_us = i64(), t.first_token_us = i64();
+    t.commit_us = i64(), t.ended_us = -1;
+    if (coin()) t.failure = failure();
+    t.ready_us = times(), t.announced_us = times(), t.verified_us = times();
+    for (const TokenId tokens : ids()) t.chunks.emplace_back(tokens, i64()), t.verified_bytes.push_back(tokens);
+    return t;
   }
   LegEvent event() {
     switch (rng_.below(15)) {
@@ -128,6 +145,8 @@ class Maker {
     s.running = natural(), s.waiting = natural();
     s.block_tokens = natural(), s.blocks_total = natural(), s.blocks_free = natural(), s.blocks_cached = natural();
     s.blocks_retained = natural(), s.holds_claimed = u64(), s.holds_dropped = u64();
+    s.blocks_held = natural(), s.blocks_promised = natural(), s.balanced = coin(), s.links_refused = u64();
+    for (const TokenId n : ids()) s.leases.emplace_back(text(), n), s.handoffs.emplace_back(text(), n), s.held_ms.emplace_back(text(), n);
     s.max_num_seqs = natural(), s.max_model_len = i64(), s.queued_prefill_tokens = i64();
     s.prefill_tokens_per_s = rng_.uniform() * 1e6, s.oldest_held_ms = rng_.uniform();
     s.step_running_ms = rng_.uniform(), s.step_budget_ms = rng_.uniform();

@@ -20,6 +20,7 @@ class HandoffSource::EngineSink final : public engine::PrefillSink {
     with([&](HandoffSource& s, Prompt& p) {
       p.started = true;
       p.cached_tokens = cached_tokens;
+      p.sender().started(s.now());
       if (p.sink) p.sink->on_started(cached_tokens);
       s.attach_if_possible(p);
     });
@@ -42,7 +43,7 @@ class HandoffSource::EngineSink final : public engine::PrefillSink {
       const bool no_kv = std::all_of(tokens.begin(), tokens.end(), [](const auto& f) { return f.finish.has_value(); });
       const bool unattended = p.sender().ended();
       p.sender().first_tokens(s.now(), std::move(tokens));
-      if (unattended && no_kv) s.end_leg(key_, p, {Sender::State::kNoKv, Status()});
+      if (unattended && no_kv) s.end_leg(key_, p, {Sender::State::kNoKv, Status(), 0, 0, {}});
     });
   }
   void on_failed(Status status) override {
@@ -113,7 +114,8 @@ transfer::SenderSpec HandoffSource::spec_of(const wire::PrefillLeg& leg, const w
           own_.view.spec.row_bytes(),
           own_.view.spec.block_tokens,
           now() + r.timeout,
-          one_token};
+          one_token,
+          now()};
 }
 
 HoldId HandoffSource::name_of(const wire::PrefillLeg& leg) {
@@ -148,7 +150,7 @@ Result<HandoffSource::Id> HandoffSource::start(wire::PrefillLeg leg, std::shared
   const HoldId name = name_of(leg);
   retention_.add(key, name, leg.attempt, std::move(identity), deadline);
   if (leg.lease == LeaseId()) {
-    sink->on_retained(name, std::nullopt);
+    sink->on_retained(name, std::nullopt, {});
   } else if (!one_token) {
     (void)links_.want({leg.link_host, leg.link_port});  // dialled while the prompt waits
   }
@@ -169,10 +171,10 @@ void HandoffSource::take_over(Key key, Prompt& p, wire::PrefillLeg leg, std::sha
     if (!std::holds_alternative<Sender::Outcome>(a)) act(key, p, number, a);
   }
   if (const auto old = std::exchange(p.sink, nullptr)) {
-    old->on_end({Sender::State::kAborted, Status(Code::kCancelled, "claimed by attempt " + std::to_string(leg.attempt.value)), 0, 0});
+    old->on_end({Sender::State::kAborted, Status(Code::kCancelled, "claimed by attempt " + std::to_string(leg.attempt.value)), 0, 0, {}});
   }
   sink->on_claimed(true);
-  if (p.started) sink->on_started(p.cached_tokens);
+  if (p.started) next->started(now()), sink->on_started(p.cached_tokens);
   if (leg.request.sampling.prompt_logprobs >= 0 && !p.prompt_logprobs.empty()) sink->on_prompt_logprobs(p.prompt_logprobs);
   if (!p.first.empty()) sink->on_first(p.first);
   leg.request.ids.clear();
@@ -198,9 +200,35 @@ HandoffSource::Stats HandoffSource::stats() const {
   Stats s = totals_;
   s.open = prompts_.size();
   s.retention = retention_.stats(now());
-  for (const auto& [key, p] : prompts_) s.oldest_held = std::max(s.oldest_held, now() - p.since);
+  for (const auto& [key, p] : prompts_) {
+    s.oldest_held = std::max(s.oldest_held, now() - p.since);
+    const auto retained = retention_.retained(key);
+    if (retained) s.idle_retained = std::max(s.idle_retained, now() - retained->since);
+    for (const Try& t : p.tries) {
+      if (!retained || t.number != p.tries.back().number) ++s.by_state[static_cast<int>(t.sender->state())];
+    }
+    if (!retained && !engine_.blocks(p.seq).empty())
+      s.idle_handoff = std::max(s.idle_handoff, now() - p.tries.back().sender->progress_at());
+  }
   s.next_deadline = next_deadline();
   return s;
+}
+
+std::vector<HandoffSource::Held> HandoffSource::held() const {
+  std::vector<Held> out;
+  for (const auto& [key, p] : prompts_) {
+    const auto blocks = static_cast<std::int32_t>(engine_.blocks(p.seq).size());
+    if (blocks == 0) continue;
+    const Sender& sender = *p.tries.back().sender;
+    Held held{p.leg.request.id, p.leg.decode_worker,  to_string(sender.state()), sender.key().attempt, sender.key().epoch, blocks, false,
+              p.since,          sender.progress_at(), sender.next_deadline()};
+    if (const auto retained = retention_.retained(key)) {
+      held.state = "retained", held.retained = true;
+      held.since = held.progress_at = retained->since, held.deadline = retained->until;
+    }
+    out.push_back(std::move(held));
+  }
+  return out;
 }
 
 template <class F>
@@ -304,25 +332,26 @@ void HandoffSource::ended(Key key, Prompt& p, const Sender::Outcome& outcome) {
   const bool unclaimed = outcome.state == Sender::State::kUnclaimed;
   const bool nobodys_fault = unclaimed || (outcome.state == Sender::State::kNacked && retryable(outcome.status.code()));
   if (nobodys_fault && p.wanted && p.sink && retention_.retain(now(), key, static_cast<std::int32_t>(engine_.blocks(p.seq).size()))) {
-    if (!unclaimed) p.sink->on_retained(wire::hold_of(p.leg.lease), outcome.status);
+    if (!unclaimed) p.sink->on_retained(wire::hold_of(p.leg.lease), outcome.status, p.sender().times());
     return;
   }
-  HandoffSink::End end{outcome.state, outcome.status, acked ? p.sender().bytes_total() : 0, acked ? p.sender().bytes_early() : 0};
-  if (unclaimed) end = {Sender::State::kAborted, Status(Code::kResourceExhausted, "more KV than may be kept unclaimed"), 0, 0};
+  HandoffSink::End end{outcome.state, outcome.status, acked ? p.sender().bytes_total() : 0, acked ? p.sender().bytes_early() : 0, {}};
+  if (unclaimed) end = {Sender::State::kAborted, Status(Code::kResourceExhausted, "more KV than may be kept unclaimed"), 0, 0, {}};
   totals_.kv_bytes += end.kv_bytes;
   end_leg(key, p, end);
 }
 
 void HandoffSource::give_up(Key key, Prompt& p, const Status& why) {
   if (!p.sender().ended()) return p.sender().cancel(now(), why);  // its outcome ends the leg
-  end_leg(key, p, {Sender::State::kAborted, why, 0, 0});
+  end_leg(key, p, {Sender::State::kAborted, why, 0, 0, {}});
 }
 
 // Nobody can claim it any more; its blocks go when no attempt reads them.
-void HandoffSource::end_leg(Key key, Prompt& p, const HandoffSink::End& end) {
+void HandoffSource::end_leg(Key key, Prompt& p, HandoffSink::End end) {
   p.wanted = false;
   retention_.remove(key);
   legs_.erase(p.leg_id);
+  end.times = p.sender().times();
   if (const auto sink = std::exchange(p.sink, nullptr)) sink->on_end(end);
 }
 

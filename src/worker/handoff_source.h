@@ -23,7 +23,8 @@ class HandoffSink {
  public:
   virtual ~HandoffSink() = default;
   virtual void on_claimed(bool found) = 0;  // first, of a leg that claims
-  virtual void on_retained(HoldId hold, const std::optional<Status>& reason) = 0;
+  // `times` are those of the attempt that ended with `reason`.
+  virtual void on_retained(HoldId hold, const std::optional<Status>& reason, const wire::HandoffTimes& times) = 0;
   virtual void on_started(std::int32_t cached_tokens) = 0;
   virtual void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) = 0;
   virtual void on_first(const std::vector<engine::PrefillSink::First>& first) = 0;
@@ -31,6 +32,7 @@ class HandoffSink {
     transfer::Sender::State state;  // kAcked, kNacked, kAborted or kNoKv
     Status status;
     std::uint64_t kv_bytes = 0, kv_bytes_early = 0;
+    wire::HandoffTimes times;
   };
   virtual void on_end(const End& end) = 0;
 };
@@ -39,6 +41,9 @@ class HandoffSource {
  public:
   struct Stats {
     std::size_t open = 0;  // prompts that are computed or still held
+    // Attempts by state, kStates of them; the last one of a retained prompt counts as retained.
+    int by_state[transfer::Sender::kStates] = {};
+    Duration idle_handoff{}, idle_retained{};  // longest time without progress of one that has blocks
     std::uint64_t acked = 0, failed = 0, kv_bytes = 0;
     transfer::Retention::Stats retention;
     Duration oldest_held{};
@@ -62,6 +67,16 @@ class HandoffSource {
   // Idempotent.
   void close(Id id);
   Stats stats() const;
+  struct Held {
+    std::string request_id, target;
+    std::string_view state;
+    Attempt attempt;
+    Epoch epoch;
+    std::int32_t blocks = 0;
+    bool retained = false;
+    TimePoint since, progress_at, deadline;
+  };
+  std::vector<Held> held() const;  // prompts that have blocks
 
  private:
   class EngineSink;
@@ -102,7 +117,7 @@ class HandoffSource {
   void digest(Key key, const Prompt& prompt, std::uint64_t number, const transfer::Sender::DigestChunk& a);
   void ended(Key key, Prompt& prompt, const transfer::Sender::Outcome& outcome);
   void give_up(Key key, Prompt& prompt, const Status& why);
-  void end_leg(Key key, Prompt& prompt, const HandoffSink::End& end);
+  void end_leg(Key key, Prompt& prompt, HandoffSink::End end);
   void drop_unretained();
   void on_link(const PeerAddress& peer, const std::function<void(Prompt&, transfer::Sender&)>& event);
   TimePoint next_deadline() const;

@@ -102,6 +102,7 @@ void HandoffTarget::on_bytes(LinkId id, std::string_view bytes) {
       log::warn("hand-off link from {}: {}", it->second.link->peer(), message.status().to_string());
       // Before the introduction it may be another version of us, which should know why.
       if (!it->second.peer) (void)it->second.link->send(transfer::encode(transfer::Reject{message.status()}));
+      ++links_garbled_;
       drop(id);
       break;
     }
@@ -112,6 +113,12 @@ void HandoffTarget::on_bytes(LinkId id, std::string_view bytes) {
     if (it == links_.end()) return;
   }
   act();
+}
+
+transfer::Receiver::Stats HandoffTarget::stats() const {
+  auto s = receiver_.stats(now());
+  s.links_refused += links_garbled_;
+  return s;
 }
 
 void HandoffTarget::drop(LinkId id) {
@@ -203,7 +210,12 @@ void HandoffTarget::act(Receiver::StartDecode& a) {
   lease.call = engine_.start_decode(lease.grant->seq, std::move(first), sink);
   for (int choice : lease.ended_early) lease.call->finish_choice(choice);
   lease.peer.reset();
-  sink->on_committed(a.attempt, std::move(tokens), a.kv_bytes, a.cached_prefix);
+  sink->on_committed({a.attempt, std::move(tokens), a.kv_bytes, a.cached_prefix, std::move(a.times)});
+}
+
+void HandoffTarget::act(Receiver::AttemptFailed& a) {
+  const auto it = leases_.find(a.lease);
+  if (it != leases_.end() && it->second.sink) it->second.sink->on_attempt_failed(std::move(a.times));
 }
 
 void HandoffTarget::act(Receiver::LeaseFailed& a) {

@@ -16,10 +16,18 @@
 
 namespace baton::worker {
 
-// Where a lease reports: on_committed, then a generation's events; or on_lease_failed at any time.
+// Where a lease reports: failed attempts, on_committed, then a generation's events; or on_lease_failed at any time.
 class LeaseSink : public wire::GenerateSink {
  public:
-  virtual void on_committed(Attempt attempt, std::vector<wire::TokenEvent> first, std::uint64_t kv_bytes, std::int32_t cached_tokens) = 0;
+  struct Committed {
+    Attempt attempt;
+    std::vector<wire::TokenEvent> first;
+    std::uint64_t kv_bytes = 0;
+    std::int32_t cached_tokens = 0;
+    wire::HandoffTimes times;
+  };
+  virtual void on_committed(Committed committed) = 0;
+  virtual void on_attempt_failed(wire::HandoffTimes times) = 0;  // another may follow
   virtual void on_lease_failed(Status status) = 0;
 };
 
@@ -42,7 +50,9 @@ class HandoffTarget {
   // A link that a source has opened.
   void accept(std::unique_ptr<net::Link> link);
 
-  transfer::Receiver::Stats stats() const { return receiver_.stats(loop_.clock().now()); }
+  // Links that were closed for bytes that are no frame are counted here, the others by the receiver.
+  transfer::Receiver::Stats stats() const;
+  std::vector<transfer::Receiver::Held> held() const { return receiver_.held(); }
 
  private:
   using Receiver = transfer::Receiver;
@@ -78,6 +88,7 @@ class HandoffTarget {
   void act(Receiver::Fetch& a);
   void act(Receiver::CancelFetch& a);
   void act(Receiver::StartDecode& a);
+  void act(Receiver::AttemptFailed& a);
   void act(Receiver::LeaseFailed& a);
   void act(Receiver::FreeLease& a);
   Result<std::vector<transfer::ByteRun>> runs_of(const Peer& peer, const Receiver::Fetch& a) const;
@@ -93,6 +104,7 @@ class HandoffTarget {
   std::map<LeaseId, Lease> leases_;
   std::map<std::uint64_t, transfer::Fabric::JobId> fetches_;
   std::uint64_t next_link_ = 1;
+  std::uint64_t links_garbled_ = 0;
   bool acting_ = false;
   TimePoint timer_at_ = kNever;
   net::Executor::TimerId timer_ = 0;

@@ -4,13 +4,22 @@
 
 namespace baton::worker {
 
-void DecodeLegSink::on_committed(Attempt attempt, std::vector<wire::TokenEvent> first, std::uint64_t kv_bytes, std::int32_t cached_tokens) {
-  stream_->send(wire::Committed{attempt, std::move(first)});
+void DecodeLegSink::on_committed(Committed c) {
+  stream_->send(wire::Committed{c.attempt, std::move(c.first)});
   wire::Served served;
   served.decode_worker = worker_;
   served.disaggregated = true;
-  served.kv_bytes = static_cast<std::int64_t>(kv_bytes);
-  served.cached_tokens = cached_tokens;
+  served.kv_bytes = static_cast<std::int64_t>(c.kv_bytes);
+  served.cached_tokens = c.cached_tokens;
+  served.handoff = std::move(c.times);
+  stream_->send(served);
+}
+
+void DecodeLegSink::on_attempt_failed(wire::HandoffTimes times) {
+  wire::Served served;
+  served.decode_worker = worker_;
+  served.disaggregated = true;
+  served.handoff = std::move(times);
   stream_->send(served);
 }
 
@@ -19,6 +28,13 @@ void DecodeLegSink::on_served(const wire::Served& served) {
   if (!std::exchange(started_, true)) stream_->send(wire::Started{});
   wire::Served named = served;
   named.decode_worker = worker_;
+  if (served.first_token_ms >= 0) {  // the prompt is done: how it went
+    const auto us = [](double ms) { return static_cast<std::int64_t>(ms * 1e3); };
+    wire::HandoffTimes& times = named.handoff.emplace();
+    times.attempt = attempt_;
+    times.started_us = us(served.prefill_start_ms);
+    times.computed_us = times.first_token_us = us(served.first_token_ms);
+  }
   stream_->send(named);
 }
 
@@ -44,24 +60,37 @@ void PrefillLegSink::on_first(const std::vector<engine::PrefillSink::First>& fir
   for (const auto& f : first) stream_->token(f.token);
 }
 
+void PrefillLegSink::on_retained(HoldId hold, const std::optional<Status>& reason, const wire::HandoffTimes& times) {
+  if (reason) send_served(times);
+  stream_->send(wire::Retained{hold, reason});
+}
+
+void PrefillLegSink::send_served(const wire::HandoffTimes& times) {
+  wire::Served served = served_;
+  served.handoff = times;
+  stream_->send(served);
+}
+
 void PrefillLegSink::on_end(const End& end) {
   switch (end.state) {
     case transfer::Sender::State::kAcked: {
       served_.kv_bytes = static_cast<std::int64_t>(end.kv_bytes);
       served_.kv_bytes_early = static_cast<std::int64_t>(end.kv_bytes_early);
-      stream_->send(served_);
+      send_served(end.times);
       wire::Committed committed{attempt_, {}};
       for (auto& f : first_) committed.first.push_back(std::move(f.token));
       stream_->send(committed);
       return over(wire::Done{});
     }
     case transfer::Sender::State::kNoKv:
-      stream_->send(served_);
+      send_served(end.times);
       for (const auto& f : first_) stream_->send(*f.finish);
       return over(wire::Done{});
     case transfer::Sender::State::kNacked:
+      send_served(end.times);
       return over(wire::Nacked{end.status});
     default:
+      send_served(end.times);
       return over(wire::Failed{end.status});
   }
 }

@@ -14,10 +14,11 @@ namespace baton::worker {
 
 class DecodeLegSink final : public LeaseSink {
  public:
-  DecodeLegSink(std::shared_ptr<LegStream> stream, std::string worker, bool local, std::function<void()> on_over)
-      : stream_(std::move(stream)), worker_(std::move(worker)), local_(local), on_over_(std::move(on_over)) {}
+  DecodeLegSink(std::shared_ptr<LegStream> stream, std::string worker, bool local, Attempt attempt, std::function<void()> on_over)
+      : stream_(std::move(stream)), worker_(std::move(worker)), local_(local), attempt_(attempt), on_over_(std::move(on_over)) {}
 
-  void on_committed(Attempt attempt, std::vector<wire::TokenEvent> first, std::uint64_t kv_bytes, std::int32_t cached_tokens) override;
+  void on_committed(Committed committed) override;
+  void on_attempt_failed(wire::HandoffTimes times) override;
   void on_lease_failed(Status status) override { over(wire::Failed{std::move(status)}); }
   void on_served(const wire::Served& served) override;
   void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) override {
@@ -33,6 +34,7 @@ class DecodeLegSink final : public LeaseSink {
   const std::shared_ptr<LegStream> stream_;
   const std::string worker_;
   const bool local_;  // the prompt is computed here
+  const Attempt attempt_;
   bool started_ = false;
   std::function<void()> on_over_;
 };
@@ -43,7 +45,7 @@ class PrefillLegSink final : public HandoffSink {
       : stream_(std::move(stream)), served_(std::move(served)), attempt_(attempt), on_over_(std::move(on_over)) {}
 
   void on_claimed(bool found) override { stream_->send(wire::Claimed{found}); }
-  void on_retained(HoldId hold, const std::optional<Status>& reason) override { stream_->send(wire::Retained{hold, reason}); }
+  void on_retained(HoldId hold, const std::optional<Status>& reason, const wire::HandoffTimes& times) override;
   void on_started(std::int32_t cached_tokens) override;
   void on_prompt_logprobs(std::vector<std::optional<wire::TokenEvent>> entries) override {
     stream_->send(wire::PromptLogprobs{std::move(entries)});
@@ -52,6 +54,7 @@ class PrefillLegSink final : public HandoffSink {
   void on_end(const End& end) override;
 
  private:
+  void send_served(const wire::HandoffTimes& times);
   void over(const wire::LegEvent& last);
   const std::shared_ptr<LegStream> stream_;
   wire::Served served_;

@@ -117,7 +117,11 @@ void Node::handle(net::HttpRequest request, std::shared_ptr<net::HttpResponder> 
     const Status s = finish_choice(request.query);
     return s.ok() ? responder->respond(204, {}, "") : answer(s);
   }
-  if (request.method == "GET" && request.path == "/internal/status") return json(200, wire::to_json(status()));
+  if (request.method == "GET" && request.path == "/internal/status") {
+    watch_books();
+    return json(200, wire::to_json(status()));
+  }
+  if (request.method == "GET" && request.path == "/internal/kv") return json(200, wire::to_json(kv_report()));
   if (request.method == "GET" && request.path == "/health") {
     if (engine_.status().failed) return answer(Status(Code::kUnavailable, "the engine has failed"));
     return json(200, "{}");
@@ -168,7 +172,7 @@ void Node::decode_leg(wire::DecodeLeg body, std::shared_ptr<net::HttpResponder> 
   Leg leg;
   leg.name = body.name;
   leg.stream = LegStream::create(loop_, responder, subject("decode leg", body.request, body.attempt));
-  auto sink = std::make_shared<DecodeLegSink>(leg.stream, options_.name, body.local_prefill, closer(no));
+  auto sink = std::make_shared<DecodeLegSink>(leg.stream, options_.name, body.local_prefill, body.attempt, closer(no));
   if (body.local_prefill) {
     leg.call = engine_.generate(std::move(body.request), std::move(sink));
   } else {
@@ -237,6 +241,9 @@ wire::WorkerStatus Node::status() const {
   s.blocks_total = engine.blocks_total;
   s.blocks_free = engine.blocks_free;
   s.blocks_cached = engine.blocks_cached;
+  s.blocks_held = engine.blocks_held;
+  s.blocks_promised = engine.blocks_reserved;
+  s.balanced = imbalance(engine, target, source.open).empty();
   s.blocks_retained = source.retention.blocks;
   s.holds_claimed = source.retention.claimed;
   s.holds_dropped = source.retention.dropped;
@@ -248,6 +255,18 @@ wire::WorkerStatus Node::status() const {
   s.step_running_ms = to_ms(engine.step_running);
   s.step_budget_ms = to_ms(engine.step_budget);
   s.oldest_held_ms = to_ms(std::max(target.oldest_held, source.oldest_held));
+  using transfer::Receiver, transfer::Sender;
+  for (int i = 0; i < Receiver::kStates; ++i) s.leases.emplace_back(to_string(static_cast<Receiver::State>(i)), target.by_state[i]);
+  for (const auto state :
+       {Sender::State::kQueued, Sender::State::kAttaching, Sender::State::kStreaming, Sender::State::kCommitting, Sender::State::kAborting})
+    s.handoffs.emplace_back(to_string(state), source.by_state[static_cast<int>(state)]);
+  s.handoffs.emplace_back("retained", static_cast<std::int32_t>(source.retention.holds));
+  // A sequence makes progress with each step of the device.
+  s.held_ms = {{"credit", to_ms(target.idle_credit)},
+               {"lease", to_ms(target.idle_blocks)},
+               {"handoff", to_ms(source.idle_handoff)},
+               {"retained", to_ms(source.idle_retained)},
+               {"sequence", to_ms(engine.step_running)}};
   s.prompt_tokens = engine.prompt_tokens;
   s.prompt_tokens_computed = engine.prompt_tokens_computed;
   s.generation_tokens = engine.generation_tokens;
@@ -258,7 +277,58 @@ wire::WorkerStatus Node::status() const {
   s.handoffs_ok = target.committed + source.acked;
   s.handoffs_failed = target.nacked + source.failed;
   s.kv_bytes = target.kv_bytes + source.kv_bytes;
+  s.links_refused = target.links_refused;
   return s;
+}
+
+wire::KvReport Node::kv_report() const {
+  const TimePoint now = loop_.clock().now();
+  const auto engine = engine_.status();
+  const auto left = [&](TimePoint deadline) { return deadline == kNever ? std::nullopt : std::optional(to_ms(deadline - now)); };
+  wire::KvReport r;
+  r.name = options_.name;
+  r.incarnation = options_.incarnation;
+  r.block_tokens = own_.view.spec.block_tokens;
+  r.total = engine.blocks_total, r.free = engine.blocks_free, r.cached = engine.blocks_cached, r.held = engine.blocks_held;
+  r.promised = engine.blocks_reserved;
+  r.problem = imbalance(engine, target_.stats(), source_.stats().open);
+  if (const Status books = engine_.check(); r.problem.empty() && !books.ok()) r.problem = books.message();
+  r.balanced = r.problem.empty();
+  for (const auto& h : target_.held()) {
+    r.holds.push_back({"lease", std::string(to_string(h.state)), h.request_id, h.attempt.value, h.epoch, h.source, h.blocks,
+                       to_ms(now - h.since), to_ms(now - h.progress_at), left(h.deadline)});
+  }
+  for (const auto& h : source_.held()) {
+    r.holds.push_back({h.retained ? "retained" : "handoff", std::string(h.state), h.request_id, h.attempt.value, h.epoch, h.target,
+                       h.blocks, to_ms(now - h.since), to_ms(now - h.progress_at), left(h.deadline)});
+  }
+  for (const auto& h : engine_.holds()) {
+    r.holds.push_back({"sequence", std::string(h.state), h.request_id, 0, Epoch(), "", h.blocks, to_ms(now - h.since),
+                       to_ms(engine.step_running), left(h.deadline)});
+  }
+  r.trim();
+  return r;
+}
+
+// What does not add up; empty: all does.
+std::string Node::imbalance(const engine::EngineStatus& engine, const transfer::Receiver::Stats& target, std::size_t prompts) const {
+  if (!engine.balanced) return "the counts of free, cached and held blocks are not those of the pool, or something is held for nobody";
+  int leases = 0;
+  for (const int n : target.by_state) leases += n;
+  if (legs_.empty() && leases == 0 && prompts == 0 && engine.requests > 0) return "no leg, lease or hand-off is left, but sequences are";
+  return {};
+}
+
+// Looked at with each poll. A violation is a defect: fatal where defects are looked for, an alarm where requests are served.
+void Node::watch_books() {
+  const auto engine = engine_.status();
+  const std::string problem = imbalance(engine, target_.stats(), source_.stats().open);
+  if (problem == std::exchange(alarmed_, problem)) return;
+  if (problem.empty()) return log::info("{}: the books of the KV pool add up again", options_.name);
+  log::warn("{}: the books of the KV pool do not add up: {}. Blocks: {} in all, {} free, {} cached, {} held, {} promised; {} sequences",
+            options_.name, problem, engine.blocks_total, engine.blocks_free, engine.blocks_cached, engine.blocks_held,
+            engine.blocks_reserved, engine.requests);
+  BATON_CHECK_MSG(!options_.unbalanced_is_fatal, problem);
 }
 
 void Node::drain(Duration limit, std::function<void()> done) {

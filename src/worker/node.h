@@ -13,6 +13,7 @@
 #include "net/http.h"
 #include "net/link.h"
 #include "transfer/fabric.h"
+#include "wire/kv_report.h"
 #include "worker/handoff_source.h"
 #include "worker/handoff_target.h"
 #include "worker/leg_stream.h"
@@ -35,6 +36,8 @@ class Node {
   void accept(std::unique_ptr<net::Link> link) { target_.accept(std::move(link)); }
 
   wire::WorkerStatus status() const;
+  // Who holds KV now. O(blocks): for whoever looks, not for polls.
+  wire::KvReport kv_report() const;
   void drain(Duration limit, std::function<void()> done);
 
   // What it holds at this moment, for tests and the simulation; check_books() says that the lease of every open leg is there.
@@ -61,6 +64,8 @@ class Node {
   void accept_leg(LegNo no, Leg leg, net::HttpResponder& responder);
   std::function<void()> closer(LegNo no);
   void close_leg(LegNo no);
+  std::string imbalance(const engine::EngineStatus& engine, const transfer::Receiver::Stats& target, std::size_t prompts) const;
+  void watch_books();
   void drain_step();
   void beat();
 
@@ -74,6 +79,7 @@ class Node {
   std::map<LegNo, Leg> legs_;
   LegNo next_leg_ = 1;
   std::optional<net::Executor::TimerId> beat_timer_;  // while there are legs
+  std::string alarmed_;                               // what did not add up when it was looked at last
   bool draining_ = false;
   TimePoint drain_deadline_ = kNever;
   std::function<void()> drained_;

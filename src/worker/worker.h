@@ -6,6 +6,7 @@
 //   POST /internal/prefill          compute the prompt and hand it over
 //   POST /internal/finish_choice    end one choice early
 //   GET  /internal/status           WorkerStatus
+//   GET  /internal/kv               KvReport: who holds its KV
 //   GET  /health                    200 while the engine lives
 //
 // Closing a leg's connection cancels it in every state. A leg that cannot be taken is refused at once: 429 or 503 with Retry-After.
@@ -26,6 +27,12 @@
 
 namespace baton::worker {
 
+#ifdef NDEBUG
+inline constexpr bool kDebugBuild = false;
+#else
+inline constexpr bool kDebugBuild = true;
+#endif
+
 struct WorkerOptions {
   std::string name = "w0";
   wire::Role role = wire::Role::kBoth;
@@ -42,6 +49,7 @@ struct WorkerOptions {
   std::size_t legs_max = 4096;                          // at once; beyond: 429
   Duration heartbeat = std::chrono::milliseconds(250);  // a leg that had nothing to say for this long says that it is alive
   int copier_cpu = -1;                                  // of the shm fabric's thread
+  bool unbalanced_is_fatal = kDebugBuild;               // books of the KV pool that do not add up; otherwise they are logged
   transfer::ReceiverOptions receiver;
   transfer::SenderOptions sender;
   transfer::RetentionOptions retention;  // blocks_max 0: half of the pool
