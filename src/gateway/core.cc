@@ -63,6 +63,7 @@ RequestKey Core::submit(TimePoint now, wire::GenerateRequest base) {
 }
 
 void Core::cancel(TimePoint now, RequestKey key) {
+  forgive_own_pause(now);
   Request* request = find(key);
   if (request == nullptr) return;
   ++stats_.cancelled;
@@ -71,10 +72,12 @@ void Core::cancel(TimePoint now, RequestKey key) {
 }
 
 void Core::finish_choice(TimePoint now, RequestKey key, int choice) {
+  forgive_own_pause(now);
   Request* request = find(key);
   ChoiceStream* stream = request == nullptr ? nullptr : request->choice(choice);
   if (stream == nullptr || stream->finished()) return;
   stream->finish();
+  end_stall(*request, now, choice, true);
   drop_move(*request, choice);
   settle_moves(*request, now);
   note(*request, now, "choice_finished_by_client", std::to_string(choice));
@@ -151,6 +154,7 @@ void Core::close(Request& request, TimePoint now, const Status& status) {
   admission_.ended(request.tenant);
   if (status.ok()) learn_holding(request, now);
   wakes_.erase({request.wake, request.key});
+  while (!request.stalled.empty()) end_stall(request, now, request.stalled.begin()->first, false);
   note(request, now, status.ok() ? "finished" : "ended", status.ok() ? "" : status.to_string(),
        !status.ok() && status.code() != Code::kCancelled);
   request.record.finished = true;

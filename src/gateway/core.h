@@ -7,6 +7,7 @@
 // a run of its own, whose request is prompt + emitted ids. A worker that drains is left in the same way, but before it is lost: the old run
 // streams on until the new ones do.
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -100,7 +101,8 @@ struct Stats {
   std::uint64_t tokens = 0;
   std::uint64_t retries_decode_refused = 0, retries_decode_failed = 0, retries_prefill_refused = 0, retries_prefill_failed = 0,
                 retries_nacked = 0;
-  std::uint64_t resumed = 0;                    // runs that went on elsewhere after tokens had been emitted
+  std::uint64_t retries_decode_lost = 0, retries_prefill_lost = 0;  // of those that failed: the worker, or the way to it, was lost
+  std::uint64_t resumed = 0;                                        // runs that went on elsewhere after tokens had been emitted
   std::uint64_t claims = 0, claims_missed = 0;  // KV that a prefill worker had kept was handed on; was gone when it was claimed
   std::uint64_t moved = 0;                      // runs that left a draining worker while it streamed on
   std::uint64_t fallbacks = 0;                  // runs without a hand-off because a role had no worker
@@ -110,6 +112,10 @@ struct Stats {
   std::uint64_t waits_expired = 0;
   std::uint64_t queued = 0;  // runs that had to wait for room
   std::uint64_t kv_bytes = 0;
+  // Stalls that clients saw: from the last word of a worker that was lost to the next token. By length; the last bucket has no bound.
+  static constexpr std::array kStallBounds = {.01, .025, .05, .1, .25, .5, 1., 2.5, 5., 10., 30., 60.};  // seconds
+  std::array<std::uint64_t, kStallBounds.size() + 1> stalls{};
+  Duration stalled{};                    // all together
   std::size_t waiting = 0, running = 0;  // requests before and after their first token
 };
 
@@ -159,7 +165,7 @@ class Core {
     bool prefill = false;
     WorkerId worker;
     Incarnation incarnation;
-    TimePoint heard_at{};                 // its last event, or its start
+    TimePoint sent_at{}, heard_at{};      // heard_at: its last event, or its start
     std::int64_t blocks = 0, tokens = 0;  // what it is charged for in the registry
     int sequences = 0;
     Plan plan{};      // of a decode leg
@@ -222,7 +228,11 @@ class Core {
   static bool complete(Request& request, const Run& run);
   void on_done(Request& request, LegId leg, TimePoint now);
   void garbage(Request& request, LegId leg, TimePoint now, const std::string& what);
-  void merge_served(Request& request, const Leg& leg, const wire::Served& served);
+  void merge_served(Request& request, const Leg& leg, wire::Served& served);
+  // core_record.cc: what the record says beside its events
+  void record_handoff(Request& request, const Run& run, bool claim);
+  void begin_stall(Request& request, const Leg& leg, TimePoint now, const Status& why);
+  void end_stall(Request& request, TimePoint now, int choice, bool resumed);
   // core_move.cc: leaving a worker that drains
   void on_draining(TimePoint now, WorkerId worker);
   void leave(Request& request, std::size_t run_index, TimePoint now);

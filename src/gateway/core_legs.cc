@@ -62,7 +62,7 @@ void Core::set_wait(Request& request, Run& run, TimePoint now, Duration wait, st
 LegId Core::open_leg(Request& request, std::size_t run_index, bool prefill, WorkerId id, std::int64_t blocks, std::int64_t tokens) {
   Worker& worker = registry_.at(id);
   const LegId leg(++last_leg_);
-  legs_[leg] = {request.key, run_index, prefill, id, worker.status.incarnation, last_event_, blocks, tokens};
+  legs_[leg] = {request.key, run_index, prefill, id, worker.status.incarnation, last_event_, last_event_, blocks, tokens};
   ++worker.legs;
   ++worker.placed;
   (prefill ? worker.prefill_blocks : worker.blocks_promised) += blocks;
@@ -195,8 +195,10 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
   served.attempts = static_cast<int>(request.attempts);
   served.decode_worker = worker.name();
   served.disaggregated = !run.local;
+  served.fallback.clear();
   if (placed->fallback) {
     ++stats_.fallbacks;
+    served.fallback = worker.config.role == wire::Role::kPrefill ? "no live decode worker" : "no live prefill worker";
     request.record.fallback = "no live worker of the other role: " + registry_.describe();
   }
   note(request, now, run.local ? "send_local" : "reserve", worker.name());
@@ -209,6 +211,7 @@ void Core::start_run(Request& request, std::size_t run_index, TimePoint now) {
     remember_prefix(id, request, sent.ids);
     served.prefill_worker = worker.name();
     run.state = RunState::kPrefilling;
+    record_handoff(request, run, false);
     deliver_served(request);
   } else {
     set_wait(request, run, now, options_.reserve_timeout, "a reservation on " + worker.name());
@@ -277,6 +280,7 @@ void Core::start_prefill(Request& request, std::size_t run_index, TimePoint now)
     detail +=
         " (numerics " + worker.status.numerics_id + ", decode has " + decoder.status.numerics_id + ": tokens may differ from either alone)";
   note(request, now, claim == HoldId() ? "send_prefill" : "claim", detail);
+  record_handoff(request, run, claim != HoldId());
   deliver_served(request);
   sent.traceparent = hop(request, leg);
   actions_.push_back(StartPrefill{leg,
@@ -348,7 +352,7 @@ void Core::on_leg_event(TimePoint now, LegId id, wire::LegEvent event) {
                  },
                  [&](const wire::FinishEvent& e) { on_finish(request, id, now, e); },
                  [&](wire::PromptLogprobs& e) { deliver_prompt_logprobs(request, now, std::move(e)); },
-                 [&](const wire::Served& e) { merge_served(request, leg, e); },
+                 [&](wire::Served& e) { merge_served(request, leg, e); },
                  [&](const wire::Done&) { on_done(request, id, now); },
                  [&](const wire::Alive&) {},
                  [&](const wire::Draining&) {
@@ -486,6 +490,9 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
     set_wait(request, run, now, options_.commit_timeout, "the hand-off from " + worker);
   }
   if (ready.empty()) return;
+  if (!request.stalled.empty()) {
+    for (const wire::TokenEvent& token : ready) end_stall(request, now, token.choice, true);
+  }
   run.tried = {};
   run.failures = run.losses = 0;
   if (!request.first_token) {
@@ -519,6 +526,7 @@ void Core::on_finish(Request& request, LegId id, TimePoint now, const wire::Fini
     return leg_failed(request, id, now, Status(Code::kUnavailable, registry_.at(leg.worker).name() + " aborted the sequence"),
                       Fault::kFailed);
   stream.finish();
+  end_stall(request, now, event.choice, true);
   drop_move(request, event.choice);
   settle_moves(request, now);
   deliver(request, event);
@@ -555,13 +563,18 @@ void Core::on_done(Request& request, LegId id, TimePoint now) {
 }
 
 // Workers report what they did; times are taken here, where the request arrived.
-void Core::merge_served(Request& request, const Leg& leg, const wire::Served& said) {
+void Core::merge_served(Request& request, const Leg& leg, wire::Served& said) {
   wire::Served& served = request.record.served;
   const Run& run = request.runs[leg.run];
   // The cache hit of a continuation is the gateway's doing, not the client's.
   if ((leg.prefill || run.local) && run.emitted == 0) served.cached_tokens = std::clamp(said.cached_tokens, 0, request.base.n_prompt);
   served.kv_bytes = std::max(served.kv_bytes, said.kv_bytes);
   served.kv_bytes_early = std::max(served.kv_bytes_early, said.kv_bytes_early);
+  if (said.handoff) {
+    const bool prefill = leg.prefill || run.local;
+    request.record.add_times(prefill, registry_.at(leg.worker).name(), leg.sent_at - request.arrival, leg.heard_at - request.arrival,
+                             std::move(*said.handoff));
+  }
   deliver_served(request);
 }
 
@@ -617,6 +630,7 @@ void Core::leg_failed(Request& request, LegId id, TimePoint now, const Status& s
   end_leg(id);
   if (held) return hold_lost(request, leg.run, now, status.to_string());
   if (request.linger_until) return finish_if_complete(request, now);
+  begin_stall(request, leg, now, status);
   if (leg.prefill) {
     prefill_failed(request, leg.run, now, leg.worker, status, fault);
   } else {
@@ -657,6 +671,7 @@ void Core::prefill_failed(Request& request, std::size_t run_index, TimePoint now
   run.hold_failures = 0;
   if (!retryable(status.code()) && !claim_refused) return finish(request, now, status);
   ++(nacked ? stats_.retries_nacked : refused ? stats_.retries_prefill_refused : stats_.retries_prefill_failed);
+  stats_.retries_prefill_lost += fault == Fault::kLost ? 1 : 0;
   ++request.record.retries;
   if (refused && !claim_refused) {
     take_refusal(run, worker, status);
@@ -685,6 +700,7 @@ void Core::decode_failed(Request& request, std::size_t run_index, TimePoint now,
   note(request, now, refused ? "decode_refused" : "decode_failed", status.to_string(), !refused);
   if (!retryable(status.code())) return finish(request, now, status);
   ++(refused ? stats_.retries_decode_refused : stats_.retries_decode_failed);
+  stats_.retries_decode_lost += fault == Fault::kLost ? 1 : 0;
   ++request.record.retries;
   if (refused) {
     take_refusal(run, worker, status);
@@ -711,6 +727,7 @@ void Core::finish_ended(Request& request, int choice) {
   wire::FinishEvent event{.choice = choice, .reason = wire::FinishReason::kLength, .stop_token = {}};
   if (stopped) event.reason = wire::FinishReason::kStop, event.stop_token = last;
   stream.finish();
+  end_stall(request, last_event_, choice, true);
   drop_move(request, choice);
   deliver(request, event);
 }

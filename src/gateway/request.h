@@ -2,6 +2,7 @@
 // Private to the core: the state of one request and of its runs.
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -68,6 +69,12 @@ struct Core::Request {
   std::optional<TimePoint> linger_until;  // every choice has finished
   TimePoint wake = kNever;
   bool closed = false;
+  // Choices whose next token has not come since a worker was lost.
+  struct Stalled {
+    TimePoint since{};
+    std::string cause;
+  };
+  std::map<int, Stalled> stalled;
   RequestRecord record;
 
   ChoiceStream* choice(int index) {
