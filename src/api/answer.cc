@@ -218,6 +218,7 @@ net::Headers Answer::headers() const {
   if (!served_.decode_worker.empty()) h.add("x-baton-decode-worker", served_.decode_worker);
   h.add("x-baton-disaggregated", served_.disaggregated ? "true" : "false");
   if (served_.attempts > 1) h.add("x-baton-attempts", std::to_string(served_.attempts));
+  if (!served_.fallback.empty()) h.add("x-baton-fallback", served_.fallback);
   return h;
 }
 

@@ -122,12 +122,18 @@ void Api::route(const net::HttpRequest& request, const Responder& responder) {
   if (get && path == "/metrics") {
     net::Headers headers;
     headers.add("Content-Type", "text/plain; version=0.0.4; charset=utf-8");
-    return responder->respond(200, std::move(headers), metrics_.serialize(hooks_.workers(), hooks_.counters()));
+    return responder->respond(200, std::move(headers), metrics_.serialize(hooks_.workers(), hooks_.counters(), hooks_.histograms()));
   }
   if (get && path == "/debug/workers") {
     std::string body = "[";
     for (const wire::WorkerStatus& worker : hooks_.workers()) body += (body.size() > 1 ? "," : "") + wire::to_json(worker);
     return respond_json(*responder, 200, body + "]");
+  }
+  if (get && path == "/debug/kv") {
+    return hooks_.debug_kv([responder](std::optional<std::string> json) {
+      if (json) return respond_json(*responder, 200, std::move(*json));
+      respond_error(*responder, {Status(Code::kResourceExhausted, "too many look at the KV at once"), ""});
+    });
   }
   if (get && path.starts_with("/debug/requests/")) {
     std::string id = path.substr(16);

@@ -40,6 +40,9 @@ struct ApiHooks {
   std::function<std::vector<wire::WorkerStatus>()> workers;
   std::function<std::optional<std::string>(const std::string& id)> debug_request;  // JSON
   std::function<std::vector<Metrics::Named>()> counters;
+  std::function<std::vector<Metrics::NamedHistogram>()> histograms;
+  // Calls back with JSON, later; with nullopt, perhaps at once: too many have asked.
+  std::function<void(std::function<void(std::optional<std::string>)>)> debug_kv;
 };
 
 class Api {

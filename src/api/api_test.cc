@@ -105,8 +105,9 @@ class ApiTest : public testing::Test {
     options.front.defaults.eos_ids = {text::kEos};
     options.front.draw = [n = std::uint64_t{0}]() mutable { return ++n; };
     api_ = std::make_unique<Api>(loop_, generator_, options,
-                                 ApiHooks{[this] { return not_ready_; }, [] { return std::vector<wire::WorkerStatus>(); },
-                                          [](const std::string&) { return std::nullopt; }, [] { return std::vector<Metrics::Named>(); }});
+                                 ApiHooks{[this] { return not_ready_; }, [this] { return workers_; },
+                                          [](const std::string&) { return std::nullopt; }, [this] { return counters_; },
+                                          [this] { return histograms_; }, [this](auto done) { kv_asked_.push_back(std::move(done)); }});
   }
 
   virtual std::vector<ApiKey> keys() const { return {}; }
@@ -178,6 +179,10 @@ class ApiTest : public testing::Test {
   std::unique_ptr<text::Tokenizer> tokenizer_;
   std::unique_ptr<text::ChatTemplate> template_;
   std::optional<std::string> not_ready_;
+  std::vector<wire::WorkerStatus> workers_;
+  std::vector<Metrics::Named> counters_;
+  std::vector<Metrics::NamedHistogram> histograms_;
+  std::vector<std::function<void(std::optional<std::string>)>> kv_asked_;
   std::unique_ptr<Api> api_;
   std::map<int, std::int32_t> position_;
 };
@@ -598,6 +603,69 @@ TEST_F(ApiTest, ModelsListAndReadiness) {
   EXPECT_EQ(send("/health/ready", "", "GET")->status, 503);
   EXPECT_EQ(send("/v1/models", "", "GET")->status, 503);
   EXPECT_EQ(chat("")->status, 503);
+}
+
+TEST_F(ApiTest, MetricsSayWhoHoldsKvAndWhyRequestsStalled) {
+  wire::WorkerStatus d0;
+  d0.name = "d0";
+  d0.leases = {{"reserved", 2}, {"receiving", 0}};
+  d0.handoffs = {{"streaming", 1}};
+  d0.held_ms = {{"lease", 2'500}};
+  d0.blocks_held = 7, d0.links_refused = 3;
+  d0.balanced = false;
+  workers_ = {d0};
+  counters_ = {{"gateway_retries", {{"leg", "decode"}, {"cause", "failed"}}, 4}};
+  histograms_ = {{"client_stall_seconds", "help", {.1, 1}, {5, 2, 1}, 12.5}};
+  for (int i = 0; i < 2; ++i) {  // absolute values: looked at twice they are the same
+    const std::string text = send("/metrics", "", "GET")->body;
+    const std::string of = "{engine=\"d0\",model_name=\"tiny\"} ";
+    EXPECT_THAT(text, HasSubstr("baton:leases{engine=\"d0\",model_name=\"tiny\",state=\"reserved\"} 2"));
+    EXPECT_THAT(text, HasSubstr("baton:leases{engine=\"d0\",model_name=\"tiny\",state=\"receiving\"} 0"));
+    EXPECT_THAT(text, HasSubstr("baton:handoffs{engine=\"d0\",model_name=\"tiny\",state=\"streaming\"} 1"));
+    EXPECT_THAT(text, HasSubstr("baton:kv_held_without_progress_seconds{engine=\"d0\",model_name=\"tiny\",reason=\"lease\"} 2.5"));
+    EXPECT_THAT(text, HasSubstr("baton:kv_blocks_held" + of + "7"));
+    EXPECT_THAT(text, HasSubstr("baton:kv_books_unbalanced" + of + "1"));
+    EXPECT_THAT(text, HasSubstr("baton:links_refused_total" + of + "3"));
+    EXPECT_THAT(text, HasSubstr("baton:gateway_retries_total{cause=\"failed\",leg=\"decode\",model_name=\"tiny\"} 4"));
+    EXPECT_THAT(text, HasSubstr("baton:client_stall_seconds_bucket{model_name=\"tiny\",le=\"0.1\"} 5"));
+    EXPECT_THAT(text, HasSubstr("baton:client_stall_seconds_bucket{model_name=\"tiny\",le=\"1\"} 7"));
+    EXPECT_THAT(text, HasSubstr("baton:client_stall_seconds_count{model_name=\"tiny\"} 8"));
+    EXPECT_THAT(text, HasSubstr("baton:client_stall_seconds_sum{model_name=\"tiny\"} 12.5"));
+  }
+  workers_[0].balanced = true, workers_[0].held_ms[0].second = 0;
+  const std::string text = send("/metrics", "", "GET")->body;
+  EXPECT_THAT(text, HasSubstr("baton:kv_books_unbalanced{engine=\"d0\",model_name=\"tiny\"} 0"));
+  EXPECT_THAT(text, HasSubstr("reason=\"lease\"} 0"));
+}
+
+TEST_F(ApiTest, DebugKvAnswersWhenTheWorkersHave) {
+  const auto first = send("/debug/kv", "", "GET");
+  EXPECT_FALSE(first->complete);
+  ASSERT_EQ(kv_asked_.size(), 1u);
+  kv_asked_[0](R"({"balanced":true,"workers":[]})");
+  EXPECT_EQ(first->status, 200);
+  EXPECT_EQ(Json::parse(first->body)["balanced"], true);
+  const auto second = send("/debug/kv", "", "GET");
+  kv_asked_[1](std::nullopt);
+  EXPECT_EQ(second->status, 429);
+}
+
+TEST_F(ApiTest, AnAnswerSaysWhyOneWorkerDidBoth) {
+  for (const bool stream : {false, true}) {
+    const auto r = chat(stream ? R"("max_tokens":5,"stream":true)" : R"("max_tokens":5)");
+    wire::Served served;
+    served.prefill_worker = served.decode_worker = "p0";
+    served.fallback = "no live decode worker";
+    generator_.started.back()->sink->on_served(served);
+    say("abc");
+    finish(wire::FinishReason::kLength);
+    EXPECT_EQ(r->headers.get("x-baton-fallback"), "no live decode worker");
+    EXPECT_EQ(r->headers.get("x-baton-disaggregated"), "false");
+  }
+  const auto r = chat(R"("max_tokens":5)");
+  say("abc");
+  finish(wire::FinishReason::kLength);
+  EXPECT_EQ(r->headers.get("x-baton-fallback"), "");
 }
 
 TEST_F(ApiTest, MetricsCountUnderVllmsNames) {

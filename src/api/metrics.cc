@@ -57,7 +57,26 @@ struct Metrics::Impl {
     if (value > last) target.Increment(value - last);
     last = value;
   }
+  // The same for a histogram.
+  void advance(const NamedHistogram& source) {
+    auto& target = prometheus::BuildHistogram()
+                       .Name("baton:" + source.name)
+                       .Help(source.help)
+                       .Register(registry)
+                       .Add({{"model_name", labels.at("model_name")}}, source.bounds);
+    std::vector<std::uint64_t>& last = buckets_seen[source.name];
+    last.resize(source.counts.size());
+    std::vector<double> more;
+    for (std::size_t i = 0; i < source.counts.size(); ++i) {
+      more.push_back(static_cast<double>(source.counts[i] - last[i]));
+      last[i] = source.counts[i];
+    }
+    double& sum = seen[source.name];
+    target.ObserveMultiple(more, source.sum - sum);
+    sum = source.sum;
+  }
   std::map<std::string, double> seen;
+  std::map<std::string, std::vector<std::uint64_t>> buckets_seen;
 
   // Made once, used at each request.
   Histogram& ttft = histogram("time_to_first_token_seconds", "Time to first token in seconds.", kTtft);
@@ -113,7 +132,8 @@ void Metrics::request_finished(const Finished& f) {
   if (f.kv_bytes > 0) m.kv_bytes.Observe(static_cast<double>(f.kv_bytes));
 }
 
-std::string Metrics::serialize(const std::vector<wire::WorkerStatus>& workers, const std::vector<Named>& counters) {
+std::string Metrics::serialize(const std::vector<wire::WorkerStatus>& workers, const std::vector<Named>& counters,
+                               const std::vector<NamedHistogram>& histograms) {
   Impl& m = *impl_;
   for (const wire::WorkerStatus& w : workers) {
     const prometheus::Labels id{{"engine", w.name}};
@@ -125,6 +145,19 @@ std::string Metrics::serialize(const std::vector<wire::WorkerStatus>& workers, c
     gauge("baton:kv_blocks_free", "KV blocks that hold nothing.", w.blocks_free);
     gauge("baton:kv_blocks_cached", "KV blocks of the prefix cache that nobody uses now.", w.blocks_cached);
     gauge("baton:kv_oldest_held_seconds", "Age of the oldest KV that waits to be fetched.", w.oldest_held_ms / 1e3);
+    gauge("baton:kv_blocks_held", "KV blocks that somebody holds.", w.blocks_held);
+    gauge("baton:kv_blocks_promised", "KV blocks that leases may come to take.", w.blocks_promised);
+    gauge("baton:kv_blocks_retained", "Held blocks of hand-offs that nobody has claimed.", w.blocks_retained);
+    gauge("baton:kv_books_unbalanced", "1 if free, cached and held blocks do not add up, or something is held for nobody.", !w.balanced);
+    const auto by = [&](const char* name, const char* help, const char* label, const std::string& of, double value) {
+      m.gauge(name, help, {{"engine", w.name}, {label, of}}).Set(value);
+    };
+    for (const auto& [state, n] : w.leases) by("baton:leases", "Leases of the decode side, by state.", "state", state, n);
+    for (const auto& [state, n] : w.handoffs) by("baton:handoffs", "Hand-offs of the prefill side, by state.", "state", state, n);
+    for (const auto& [reason, ms] : w.held_ms) {
+      by("baton:kv_held_without_progress_seconds", "Longest time that KV or credit has been held without progress, by reason.", "reason",
+         reason, ms / 1e3);
+    }
     gauge("baton:worker_ready", "1 while the worker takes requests.", w.ready && !w.draining);
     m.gauge("vllm:cache_config_info", "Static facts of the KV cache.",
             {{"engine", w.name},
@@ -148,6 +181,9 @@ std::string Metrics::serialize(const std::vector<wire::WorkerStatus>& workers, c
     count("baton:steps_total", "Engine steps.", static_cast<double>(w.steps));
     count("baton:handoffs_ok_total", "Hand-offs committed.", static_cast<double>(w.handoffs_ok));
     count("baton:handoffs_failed_total", "Hand-offs refused, aborted or not verified.", static_cast<double>(w.handoffs_failed));
+    count("baton:holds_claimed_total", "Retained prompts that were claimed.", static_cast<double>(w.holds_claimed));
+    count("baton:holds_dropped_total", "Retained prompts that were given up.", static_cast<double>(w.holds_dropped));
+    count("baton:links_refused_total", "Hand-off links closed for what came over them, or did not.", static_cast<double>(w.links_refused));
     count("baton:handoff_bytes_total", "KV bytes handed over.", static_cast<double>(w.kv_bytes));
   }
   for (const Named& named : counters) {
@@ -159,6 +195,7 @@ std::string Metrics::serialize(const std::vector<wire::WorkerStatus>& workers, c
         prometheus::BuildCounter().Name("baton:" + named.name + "_total").Help("Kept by the gateway.").Register(m.registry).Add(labels),
         key, named.value);
   }
+  for (const NamedHistogram& h : histograms) m.advance(h);
   return prometheus::TextSerializer().Serialize(m.registry.Collect());
 }
 

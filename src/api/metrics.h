@@ -2,6 +2,7 @@
 // Prometheus metrics under vLLM's names (dashboards and routers read those) and Baton's own. Request-level ones are counted here;
 // worker-level ones are copied from the workers' status when scraped.
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -34,8 +35,16 @@ class Metrics {
     std::vector<std::pair<std::string, std::string>> labels;
     double value;
   };
-  // The text of /metrics. `counters` are absolute values kept elsewhere (the gateway's), exported as baton:NAME_total.
-  std::string serialize(const std::vector<wire::WorkerStatus>& workers, const std::vector<Named>& counters);
+  struct NamedHistogram {
+    std::string name, help;             // without "baton:"
+    std::vector<double> bounds;         // upper, ascending
+    std::vector<std::uint64_t> counts;  // a bucket each, and one more beyond the last bound
+    double sum = 0;
+  };
+  // The text of /metrics. `counters` and `histograms` are absolute values kept elsewhere (the gateway's), exported as baton:NAME_total and
+  // baton:NAME.
+  std::string serialize(const std::vector<wire::WorkerStatus>& workers, const std::vector<Named>& counters,
+                        const std::vector<NamedHistogram>& histograms);
 
  private:
   struct Impl;

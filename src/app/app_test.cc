@@ -15,6 +15,7 @@
 #include "app/local_http.h"
 #include "app/options.h"
 #include "app/paths.h"
+#include "app/stats_line.h"
 #include "app/supervisor.h"
 
 namespace baton::app {
@@ -35,6 +36,25 @@ TEST(RestartPauses, CrashesWaitLongerEachTimeWhoWasAskedDoesNot) {
   for (int i = 0; i < 10; ++i) (void)pauses.next(false, seconds(1), seconds(30));
   EXPECT_EQ(pauses.next(false, seconds(1), seconds(30)), seconds(10));
   EXPECT_EQ(pauses.next(false, seconds(31), seconds(30)), milliseconds(100));
+}
+
+TEST(StatsLine, SaysWhatIsHeldForLongAndWhatDoesNotAddUpThoughNothingRuns) {
+  StatsLine stats;
+  gateway::Registry registry({}, {{"d0", "host", 1, wire::Role::kDecode}});
+  const std::vector<gateway::Worker>& workers = registry.workers();
+  registry.at(gateway::WorkerId(0)).liveness = gateway::Liveness::kAlive;
+  wire::WorkerStatus& s = registry.at(gateway::WorkerId(0)).status;
+  s.held_ms = {{"credit", 59'999}, {"lease", 4'999}, {"sequence", 0}};
+  EXPECT_THAT(stats.lines(workers, 10), ElementsAre()) << "nothing runs, nothing is wrong";
+  s.generation_tokens = 50;
+  EXPECT_THAT(stats.lines(workers, 10),
+              ElementsAre(testing::AllOf(HasSubstr("Engine d0: "), HasSubstr("generation throughput: 5.0 tokens/s"),
+                                         testing::Not(HasSubstr("held")))));
+  s.held_ms[1].second = 12'345;
+  EXPECT_THAT(stats.lines(workers, 10), ElementsAre(testing::EndsWith(", lease held without progress for 12.3 s")));
+  s.held_ms[1].second = 0;
+  s.balanced = false, s.blocks_total = 100, s.blocks_free = 80, s.blocks_cached = 10, s.blocks_held = 9;
+  EXPECT_THAT(stats.lines(workers, 10), ElementsAre(testing::EndsWith(", KV BOOKS UNBALANCED: 80 free + 10 cached + 9 held of 100")));
 }
 
 TEST(Args, SizesInBothSystems) {

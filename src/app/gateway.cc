@@ -4,7 +4,6 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <cstdlib>
-#include <map>
 #include <nlohmann/json.hpp>
 
 #include "api/api.h"
@@ -13,6 +12,7 @@
 #include "app/commands.h"
 #include "app/options.h"
 #include "app/paths.h"
+#include "app/stats_line.h"
 #include "app/supervisor.h"
 #include "base/log.h"
 #include "base/rng.h"
@@ -113,36 +113,6 @@ Result<TextSide> load_text(const GatewayFlags& flags, const model::ModelFiles& f
   return side;
 }
 
-// vLLM's statistics line, from the workers' counters; silent while nothing happens.
-class StatsLine {
- public:
-  void print(const std::vector<gateway::Worker>& workers, double seconds) {
-    for (const gateway::Worker& worker : workers) {
-      if (worker.liveness == gateway::Liveness::kUnknown) continue;
-      const wire::WorkerStatus& s = worker.status;
-      Counters& last = last_[worker.name()];
-      const auto since = [](std::uint64_t now, std::uint64_t before) { return now >= before ? now - before : now; };
-      const double prompt = static_cast<double>(since(s.prompt_tokens_computed, last.prompt)) / seconds;
-      const double generated = static_cast<double>(since(s.generation_tokens, last.generated)) / seconds;
-      last = {s.prompt_tokens_computed, s.generation_tokens};
-      if (prompt == 0 && generated == 0 && s.running == 0 && s.waiting == 0) continue;
-      const double usage = s.blocks_total > 0 ? 100.0 * (s.blocks_total - s.blocks_free - s.blocks_cached) / s.blocks_total : 0;
-      const double hits = s.prefix_queries > 0 ? 100.0 * static_cast<double>(s.prefix_hits) / static_cast<double>(s.prefix_queries) : 0;
-      log::info(
-          "Engine {}: Avg prompt throughput: {:.1f} tokens/s, Avg generation throughput: {:.1f} tokens/s, Running: {} reqs, Waiting: {} "
-          "reqs, "
-          "Preemptions: {}, KV cache usage: {:.1f}%, Prefix cache hit rate: {:.1f}%",
-          worker.name(), prompt, generated, s.running, s.waiting, s.preemptions, usage, hits);
-    }
-  }
-
- private:
-  struct Counters {
-    std::uint64_t prompt = 0, generated = 0;
-  };
-  std::map<std::string, Counters> last_;
-};
-
 class GatewayProcess {
  public:
   explicit GatewayProcess(GatewayFlags flags) : flags_(std::move(flags)) {}
@@ -213,24 +183,25 @@ class GatewayProcess {
             [this](const std::string& id) { return gateway_->debug_request(id); },
             [this] {
               std::vector<api::Metrics::Named> out;
-              for (const auto& [name, value] : gateway_->counters()) out.push_back({name, {}, static_cast<double>(value)});
-              const auto tenants = gateway_->tenants();
-              for (std::size_t i = 1; i < tenants.size(); ++i) {  // the first has no key
-                const auto add = [&](const char* name, std::uint64_t value) {
-                  out.push_back({name, {{"key", tenants[i].name}}, static_cast<double>(value)});
-                };
-                add("key_requests", tenants[i].requests);
-                add("key_requests_rejected", tenants[i].rejected);
-                add("key_tokens", tenants[i].tokens);
-              }
+              for (auto& c : gateway_->counters()) out.push_back({std::move(c.name), std::move(c.labels), static_cast<double>(c.value)});
               return out;
-            }};
+            },
+            [this] {
+              const gateway::Stats s = gateway_->stats();
+              return std::vector<api::Metrics::NamedHistogram>{
+                  {"client_stall_seconds",
+                   "From the last word of a worker that was lost amid an answer to the next token.",
+                   {s.kStallBounds.begin(), s.kStallBounds.end()},
+                   {s.stalls.begin(), s.stalls.end()},
+                   to_seconds(s.stalled)}};
+            },
+            [this](std::function<void(std::optional<std::string>)> done) { gateway_->debug_kv(std::move(done)); }};
   }
 
   void print_stats() {
     const Duration interval = std::chrono::seconds(flags_.front.stats_interval_s);
     loop_.after(interval, [this, interval] {
-      stats_.print(gateway_->workers(), to_seconds(interval));
+      for (const std::string& line : stats_.lines(gateway_->workers(), to_seconds(interval))) log::info("{}", line);
       print_stats();
     });
   }

@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "base/mutant.h"
+#include "gateway/kv_snapshot.h"
 #include "gateway/line_splitter.h"
 
 namespace baton::gateway {
@@ -62,6 +63,8 @@ class Gateway::Impl : public std::enable_shared_from_this<Gateway::Impl> {
     legs_.clear();
     posts_.clear();
     sinks_.clear();
+    kv_.reset();
+    kv_waiting_.clear();
   }
 
   // --- calls
@@ -85,7 +88,21 @@ class Gateway::Impl : public std::enable_shared_from_this<Gateway::Impl> {
     act();
   }
 
+  void debug_kv(Gateway::KvDone done) {
+    if (stopped_ || kv_waiting_.size() >= Gateway::kKvWaitersMax) return done(std::nullopt);
+    kv_waiting_.push_back(std::move(done));
+    if (kv_) return;
+    kv_ = std::make_unique<KvSnapshot>(executor_, client_, core_.registry().workers(), options_.kv_timeout,
+                                       [weak = weak_from_this()](const std::string& json) {
+                                         const auto self = weak.lock();
+                                         if (!self) return;
+                                         self->kv_.reset();
+                                         for (const auto& waiting : std::exchange(self->kv_waiting_, {})) waiting(json);
+                                       });
+  }
+
   const Core& core() const { return core_; }
+  std::uint64_t garbled() const { return garbled_; }
   TimePoint now() const { return executor_.clock().now(); }
   std::size_t open_legs() const { return legs_.size(); }
 
@@ -251,7 +268,10 @@ class Gateway::Impl : public std::enable_shared_from_this<Gateway::Impl> {
       core_.on_leg_event(now(), id, std::move(*event));
     });
     if (!fits) garbage = Status(Code::kDataLoss, "sent a line of over " + std::to_string(options_.line_bytes_max) + " bytes");
-    if (!garbage.ok()) return end_leg(id, {LegEnd::Kind::kBroken, garbage});
+    if (!garbage.ok()) {
+      ++garbled_;
+      return end_leg(id, {LegEnd::Kind::kBroken, garbage});
+    }
     // The core has forgotten it; the connection is kept for the next one if it ends in time.
     if (last && leg.end_timer == 0) leg.end_timer = executor_.after(kAfterLastEvent, [this, id] { legs_.erase(id); });
     act();
@@ -344,6 +364,9 @@ class Gateway::Impl : public std::enable_shared_from_this<Gateway::Impl> {
   std::map<RequestKey, std::shared_ptr<wire::GenerateSink>> sinks_;
   std::map<std::uint64_t, std::unique_ptr<net::HttpCall>> posts_;
   std::uint64_t last_post_ = 0;
+  std::unique_ptr<KvSnapshot> kv_;  // under way
+  std::vector<Gateway::KvDone> kv_waiting_;
+  std::uint64_t garbled_ = 0;  // legs that were cut for bytes that are no event
   net::Executor::TimerId wake_timer_ = 0;
   TimePoint wake_at_ = kNever;
   bool acting_ = false;
@@ -393,18 +416,23 @@ std::optional<std::string> Gateway::debug_request(const std::string& id) const {
   return to_json(*record);
 }
 
-std::vector<std::pair<std::string, std::uint64_t>> Gateway::counters() const {
+void Gateway::debug_kv(KvDone done) { impl_->debug_kv(std::move(done)); }
+
+std::vector<Gateway::Counter> Gateway::counters() const {
   const Stats s = stats();
   return {
       {"gateway_requests", s.requests},
       {"gateway_requests_rejected", s.rejected},
       {"gateway_requests_failed", s.failed},
       {"gateway_requests_cancelled", s.cancelled},
-      {"gateway_retries_decode_refused", s.retries_decode_refused},
-      {"gateway_retries_decode_failed", s.retries_decode_failed},
-      {"gateway_retries_prefill_refused", s.retries_prefill_refused},
-      {"gateway_retries_prefill_failed", s.retries_prefill_failed},
-      {"gateway_retries_nacked", s.retries_nacked},
+      {"gateway_retries", s.retries_decode_refused, {{"leg", "decode"}, {"cause", "refused"}}},
+      {"gateway_retries", s.retries_decode_lost, {{"leg", "decode"}, {"cause", "lost"}}},
+      {"gateway_retries", s.retries_decode_failed - s.retries_decode_lost, {{"leg", "decode"}, {"cause", "failed"}}},
+      {"gateway_retries", s.retries_prefill_refused, {{"leg", "prefill"}, {"cause", "refused"}}},
+      {"gateway_retries", s.retries_prefill_lost, {{"leg", "prefill"}, {"cause", "lost"}}},
+      {"gateway_retries", s.retries_prefill_failed - s.retries_prefill_lost, {{"leg", "prefill"}, {"cause", "failed"}}},
+      {"gateway_retries", s.retries_nacked, {{"leg", "prefill"}, {"cause", "nacked"}}},
+      {"gateway_garbage", s.garbage + impl_->garbled()},
       {"gateway_streams_resumed", s.resumed},
       {"gateway_claims", s.claims},
       {"gateway_claims_missed", s.claims_missed},

@@ -3,6 +3,7 @@
 // decision is the core's. Everything, callbacks included, is on the executor's thread.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,7 +24,8 @@ struct GatewayOptions {
   Duration poll_timeout = std::chrono::milliseconds(500);  // two of them within the progress time-out
   // After a leg broke: the requests that were on the worker wait for this answer, if there is no other worker.
   Duration suspect_poll_timeout = std::chrono::milliseconds(500);
-  std::size_t line_bytes_max = 16u << 20;  // of one event from a worker (prompt log-probabilities are long); beyond, the leg is cut
+  Duration kv_timeout = std::chrono::seconds(1);  // of a worker, to say who holds its KV
+  std::size_t line_bytes_max = 16u << 20;         // of one event from a worker (prompt log-probabilities are long); beyond, the leg is cut
 };
 
 class Gateway final : public wire::Generator {
@@ -41,11 +43,20 @@ class Gateway final : public wire::Generator {
   const std::vector<Worker>& workers() const;
   Stats stats() const;
   // Monotonic counters under the names they have in /metrics (without `baton:` and `_total`).
-  std::vector<std::pair<std::string, std::uint64_t>> counters() const;
-  // By key, the first being everybody without one; monotonic.
-  std::vector<TenantStats> tenants() const;
+  struct Counter {
+    std::string name;
+    std::uint64_t value = 0;
+    std::vector<std::pair<std::string, std::string>> labels{};
+  };
+  std::vector<Counter> counters() const;
   // The JSON of /debug/requests/<id>: running requests and the last finished ones.
   std::optional<std::string> debug_request(const std::string& id) const;
+  // The JSON of /debug/kv: asks every worker who holds its KV, and calls `done` once, about `kv_timeout` later at most, with what each said
+  // or why it did not. Calls that come while one is under way get its answer; beyond kKvWaitersMax `done` is told nothing (nullopt) at
+  // once.
+  static constexpr std::size_t kKvWaitersMax = 64;
+  using KvDone = std::function<void(std::optional<std::string> json)>;
+  void debug_kv(KvDone done);
   std::size_t open_legs() const;  // connections of legs
 
  private:

@@ -6,10 +6,12 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "gateway/line_splitter.h"
 #include "net/test_util.h"
+#include "wire/kv_report.h"
 
 namespace baton::gateway {
 namespace {
@@ -70,12 +72,20 @@ class FakeWorker {
   std::function<bool(net::HttpResponder&)> refuse;   // answers instead; true if it did
   std::vector<std::shared_ptr<Leg>> legs;
   std::vector<std::string> finish_choices;
+  std::string kv;  // the answer to /internal/kv
+  bool hold_kv = false;
+  int kv_asked = 0;
 
  private:
   void handle(const net::HttpRequest& request, const std::shared_ptr<net::HttpResponder>& responder) {
     if (request.path == "/internal/status") {
       if (hold_status) return held_.push_back(responder);
       return responder->respond(200, {}, wire::to_json(status));
+    }
+    if (request.path == "/internal/kv") {
+      ++kv_asked;
+      if (hold_kv) return held_.push_back(responder);
+      return responder->respond(200, {}, kv);
     }
     if (request.path == "/internal/finish_choice") {
       finish_choices.push_back(request.query);
@@ -487,6 +497,72 @@ TEST(LineSplitter, AnyCutGivesTheSameLines) {
   const auto ignore = [](std::string_view) {};
   EXPECT_TRUE(splitter.push("1234", ignore));
   EXPECT_FALSE(splitter.push("5", ignore));
+}
+
+TEST_F(GatewayTest, DebugKvJoinsWhatWorkersSayAndWaitsForNoneOfThem) {
+  FakeWorker& p = add("p0", Role::kPrefill);
+  FakeWorker& d = add("d0", Role::kDecode);
+  FakeWorker& silent = add("d1", Role::kDecode);
+  FakeWorker& mad = add("d2", Role::kDecode);
+  GatewayOptions options;
+  options.kv_timeout = std::chrono::milliseconds(200);
+  start_ready(options);
+  wire::KvReport report;
+  report.name = "what it calls itself", report.total = 10, report.held = 3, report.free = 6, report.balanced = false,
+  report.problem = "lost one";
+  report.holds.resize(1);
+  report.holds[0].owner = "lease", report.holds[0].state = "receiving", report.holds[0].request = "req-1", report.holds[0].blocks = 3;
+  std::optional<std::string> answers[2];
+  loop_.run([&] {
+    p.kv = wire::to_json(wire::KvReport());
+    d.kv = wire::to_json(report);
+    silent.hold_kv = true;
+    mad.kv = "{\"name\":7}";
+    for (auto& answer : answers) gateway_->debug_kv([&answer](std::optional<std::string> json) { answer = std::move(json); });
+  });
+  ASSERT_TRUE(eventually([&] { return answers[0] && answers[1]; }));
+  EXPECT_EQ(*answers[0], *answers[1]) << "who asks amid it gets the same";
+  EXPECT_EQ(loop_.run([&] { return d.kv_asked; }), 1);
+  const auto json = nlohmann::json::parse(*answers[0]);
+  EXPECT_EQ(json["balanced"], false);
+  ASSERT_EQ(json["workers"].size(), 4u);
+  EXPECT_EQ(json["workers"][0]["name"], "p0");
+  EXPECT_EQ(json["workers"][0]["balanced"], true);
+  EXPECT_EQ(json["workers"][1]["name"], "d0");
+  EXPECT_EQ(json["workers"][1]["role"], "decode");
+  EXPECT_EQ(json["workers"][1]["liveness"], "alive");
+  EXPECT_EQ(json["workers"][1]["problem"], "lost one");
+  EXPECT_EQ(json["workers"][1]["holds"][0]["request"], "req-1");
+  EXPECT_EQ(json["workers"][2]["name"], "d1");
+  EXPECT_EQ(json["workers"][2]["error"], "no answer within 200 ms");
+  EXPECT_THAT(json["workers"][3]["error"].get<std::string>(), HasSubstr("KV report"));
+
+  // A dead one is its error too, and at once.
+  std::optional<std::string> later;
+  loop_.run([&] {
+    silent.hold_kv = false;
+    silent.kv = mad.kv = p.kv;
+    d.die();
+    gateway_->debug_kv([&](std::optional<std::string> text) { later = std::move(text); });
+  });
+  ASSERT_TRUE(eventually([&] { return later.has_value(); }));
+  EXPECT_TRUE(nlohmann::json::parse(*later)["workers"][1].contains("error"));
+  EXPECT_FALSE(nlohmann::json::parse(*later)["workers"][2].contains("error"));
+}
+
+TEST_F(GatewayTest, DebugKvIsBoundedAndAGatewayThatGoesAnswersNobody) {
+  FakeWorker& w = add("w0", Role::kBoth);
+  start_ready();
+  int refused = 0, answered = 0;
+  loop_.run([&] {
+    w.hold_kv = true;
+    for (std::size_t i = 0; i < Gateway::kKvWaitersMax + 3; ++i)
+      gateway_->debug_kv([&](const std::optional<std::string>& json) { ++(json ? answered : refused); });
+    EXPECT_EQ(refused, 3);
+    gateway_.reset();
+  });
+  loop_.run([] {});
+  EXPECT_EQ(answered, 0);
 }
 
 }  // namespace
