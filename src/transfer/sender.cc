@@ -80,7 +80,8 @@ void Sender::message(TimePoint now, const Message& message) {
   if (const auto* m = std::get_if<Refuse>(&message)) {
     if (!outcome_) end(now, State::kNacked, m->status, /*tell_target=*/false);
   } else if (const auto* m = std::get_if<Nack>(&message)) {
-    if (!outcome_) end(now, State::kNacked, m->status, /*tell_target=*/false);
+    // D will use nothing more, but a copy that runs still reads: its answer to the abort says when none does.
+    if (!outcome_) end(now, State::kNacked, m->status, /*tell_target=*/true);
   } else if (const auto* m = std::get_if<Fetched>(&message)) {
     if (m->key == this->key()) fetched_ = std::clamp(m->bytes, fetched_, bytes_total());
   } else if (std::holds_alternative<Ack>(message)) {

@@ -9,8 +9,9 @@
 // An attempt that ended, or that is to be replaced, has a successor for another lease or attempt, which goes on from what is computed.
 // Until then it goes on counting layers and keeps the first tokens.
 //
-// The KV stays until the attempt's physical end: D's ack or nack, its answer to an abort, or the loss of the link, and no digest of our own
-// still reading. After an abort that D does not answer in time the KV goes too: D only reads, and what it reads then fails its digest.
+// The KV stays until the attempt's physical end: D's ack, its answer to the abort that follows its nack or an end of ours, or the loss of
+// the link, and no digest of our own still reading. After an abort that D does not answer in time the KV goes too: D only reads, and what
+// it reads then fails its digest.
 
 #include <cstdint>
 #include <map>

@@ -168,6 +168,33 @@ TEST_F(SenderTest, ATargetThatIsNotThereEndsWhatHasNotAttached) {
   EXPECT_TRUE(a.over());
 }
 
+TEST_F(SenderTest, AfterANackTheKvStaysUntilDReadsNoMore) {
+  for (const bool answered : {true, false}) {
+    released_ = 0;
+    Sender s(spec(1, 1), {});
+    s.attach(now_);
+    s.message(now_, grant(1, 1));
+    compute(s);
+    s.first_tokens(now_, first());
+    drain(s);
+    s.message(now_, Nack{s.key(), Status(Code::kCancelled, "the decode leg was closed")});
+    drain(s);
+    EXPECT_EQ(outcomes_.back().state, State::kNacked) << "the logical end";
+    EXPECT_EQ(released_, 0) << "a copy may still run";
+    EXPECT_EQ(count<Abort>(), 1);
+    if (answered) {
+      s.message(now_, AbortAck{s.key()});
+    } else {
+      s.tick(now_ + SenderOptions().abort_timeout);
+    }
+    drain(s);
+    EXPECT_EQ(released_, 1);
+    EXPECT_TRUE(s.over());
+    EXPECT_EQ(s.state(), State::kNacked);
+    sent_.clear();
+  }
+}
+
 TEST_F(SenderTest, SaysWhenEachLayerWasComputedAndAnnounced) {
   const auto at = [&](int ms) { now_ = TimePoint(std::chrono::milliseconds(ms)); };
   SenderSpec named = spec(1, 3);
