@@ -125,6 +125,7 @@ class Run {
     if (target.digest_mismatches > 0 && world_.fabric.damaged_one_in == 0 && scenario_.faults.empty())
       fail("I6", worker.name() + " received damaged KV");
     if (Status s = worker.node().check_books(); !s.ok()) fail("I18", worker.name() + ": " + s.message());
+    if (!worker.node().status().balanced) fail("I4", worker.name() + " says that its books do not add up: " + worker.held());
     if (target.violations > 0) fail("I12", worker.name() + " was sent chunks or commits that no sound source says");
     const TimePoint deadline = std::min(target.next_deadline, worker.node().source_stats().next_deadline);
     if (lasts(" late", deadline < worker.host().clock().now(), std::chrono::seconds(1)))

@@ -2,6 +2,7 @@
 
 #include "base/status.h"
 #include "tests/fuzz/fuzz.h"
+#include "wire/kv_report.h"
 #include "wire/worker_api.h"
 
 namespace baton::fuzz {
@@ -28,6 +29,13 @@ void add_events(std::vector<std::string>& out) {
     const wire::TokenEvent token{.choice = 1, .position = 200, .token = 17, .logprob = -0.5f, .top = {{17, -0.5f}, {4, -2.0f}}};
     if constexpr (requires { event.status; }) event.status = Status(Code::kDataLoss, "digest of layer 3");
     if constexpr (requires { event.attempt; }) event.attempt = Attempt(2);
+    if constexpr (requires { event.handoff; }) {
+      wire::HandoffTimes& times = event.handoff.emplace();
+      times.epoch = Epoch(7);
+      times.failure = Status(Code::kUnavailable, "the link was lost");
+      times.ready_us = {100, 200}, times.announced_us = {110, -1}, times.verified_us = {150, -1}, times.verified_bytes = {640, 0};
+      times.chunks = {{64, 200}};
+    }
     if constexpr (requires { event.first; }) event.first = {token};
     if constexpr (requires { event.tokens; }) event.tokens = {token, token};
     if constexpr (requires { event.entries; }) event.entries = {std::nullopt, token};
@@ -43,6 +51,7 @@ void run(std::string_view input) {
   check(input, wire::decode_leg_from_json);
   check(input, wire::prefill_leg_from_json);
   check(input, wire::worker_status_from_json);
+  check(input, wire::kv_report_from_json);
 }
 
 std::vector<std::string> seeds() {
@@ -67,7 +76,12 @@ std::vector<std::string> seeds() {
   wire::WorkerStatus status;
   status.name = "p0";
   status.kv = {30, 3, 64, "bf16"};
+  status.leases = {{"reserved", 1}}, status.held_ms = {{"lease", 1.5}};
   out.push_back(wire::to_json(status));
+  wire::KvReport report;
+  report.name = "d0";
+  report.holds.push_back({"lease", "receiving", "req-1", 1, Epoch(7), "p0", 4, 3.5, 0.25, 29'000.5});
+  out.push_back(wire::to_json(report));
   return out;
 }
 
