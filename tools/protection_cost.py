@@ -30,7 +30,7 @@ PAGE_FAULTS = "page faults"
 PARTS = [  # the first part whose pattern matches a frame has the sample
     (PAGE_FAULTS, re.compile(r"page_fault")),
     ("digest", re.compile(r"copy_and_digest|digest_runs|digest_ids|XXH3|Digester")),
-    ("timeline", re.compile(r"RequestRecord|RequestLog|Core::note|Core::merge_served|Core::deliver_served|wire::Served|Timeline")),
+    ("timeline", re.compile(r"RequestRecord|RequestLog|Core::(note|\w+_served|record_handoff)|wire::(Served|HandoffTimes)")),
     ("ledger", re.compile(r"baton::transfer::|worker::Handoff|worker::PeerLinks|Retention")),
 ]
 

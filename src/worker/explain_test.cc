@@ -187,6 +187,20 @@ TEST_F(ExplainTest, WhoHoldsKvInEachStage) {
   }
 }
 
+TEST_F(ExplainTest, APrefillWorkerCountsTheLinksThatItLeftForGarbage) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  std::unique_ptr<net::Link> liar;
+  const auto listener = std::move(net::TcpLinkListener::listen(loop_, "127.0.0.1", 0, -1, {}, [&](std::unique_ptr<net::Link> link) {
+                          liar = std::move(link);
+                          liar->start({[](std::string_view) {}, [](const Status&) {}});
+                          (void)liar->send("HTTP/1.1 400 Bad Request\r\n\r\n");
+                        })).value();
+  const auto r = request(40, 5);
+  auto dl = decode(d, r);
+  auto pl = prefill(p, d, r, lease_of(*dl), 1, listener->port());
+  ASSERT_TRUE(until([&] { return p.worker->status().links_refused > 0; }));
+}
+
 class Nobody final : public engine::PrefillSink {
  public:
   void on_started(std::int32_t) override {}

@@ -199,6 +199,7 @@ void HandoffSource::close(Id id) {
 HandoffSource::Stats HandoffSource::stats() const {
   Stats s = totals_;
   s.open = prompts_.size();
+  s.links_refused = links_.refused();
   s.retention = retention_.stats(now());
   for (const auto& [key, p] : prompts_) {
     s.oldest_held = std::max(s.oldest_held, now() - p.since);

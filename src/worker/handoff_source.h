@@ -44,7 +44,7 @@ class HandoffSource {
     // Attempts by state, kStates of them; the last one of a retained prompt counts as retained.
     int by_state[transfer::Sender::kStates] = {};
     Duration idle_handoff{}, idle_retained{};  // longest time without progress of one that has blocks
-    std::uint64_t acked = 0, failed = 0, kv_bytes = 0;
+    std::uint64_t acked = 0, failed = 0, kv_bytes = 0, links_refused = 0;
     transfer::Retention::Stats retention;
     Duration oldest_held{};
     TimePoint next_deadline = kNever;  // of any wait

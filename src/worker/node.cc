@@ -277,7 +277,7 @@ wire::WorkerStatus Node::status() const {
   s.handoffs_ok = target.committed + source.acked;
   s.handoffs_failed = target.nacked + source.failed;
   s.kv_bytes = target.kv_bytes + source.kv_bytes;
-  s.links_refused = target.links_refused;
+  s.links_refused = target.links_refused + source.links_refused;
   return s;
 }
 

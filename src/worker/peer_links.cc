@@ -108,7 +108,7 @@ void PeerLinks::on_bytes(const PeerAddress& address, std::uint64_t generation, s
   if (Peer* peer = current()) peer->reader.append(bytes);
   while (Peer* peer = current()) {
     auto message = peer->reader.next();
-    if (!message.ok()) return lost(address, message.status());
+    if (!message.ok()) return ++refused_, lost(address, message.status());
     if (!message->has_value()) return;
     const transfer::Message& m = **message;
     if (peer->state == Peer::State::kUp) {
@@ -125,7 +125,7 @@ void PeerLinks::on_bytes(const PeerAddress& address, std::uint64_t generation, s
       // A wrong pair is the deployment's fault, not the request's: it may go elsewhere.
       return lost(address, Status(Code::kUnavailable, "the decode worker refuses the pair: " + reject->status.message()));
     } else {
-      return lost(address, Status(Code::kDataLoss, "the decode worker does not introduce itself"));
+      return ++refused_, lost(address, Status(Code::kDataLoss, "the decode worker does not introduce itself"));
     }
   }
 }

@@ -43,6 +43,7 @@ class PeerLinks {
   // The peer's introduction if the link is up. Otherwise nullptr, the link is being opened, and on_up or on_down will tell.
   const transfer::HelloAck* want(const PeerAddress& address);
   void send(const PeerAddress& address, const transfer::Message& message);
+  std::uint64_t refused() const { return refused_; }  // links that were closed for what came over them
 
  private:
   struct Peer {
@@ -71,7 +72,7 @@ class PeerLinks {
   const Handlers handlers_;
   const Options options_;
   std::map<PeerAddress, Peer> peers_;
-  std::uint64_t next_generation_ = 1;
+  std::uint64_t next_generation_ = 1, refused_ = 0;
   const std::shared_ptr<PeerLinks*> self_;
 };
 

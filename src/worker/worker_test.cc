@@ -339,6 +339,7 @@ TEST_F(WorkerTest, BadInputTouchesNothing) {
   }
   EXPECT_TRUE(until([&] { return closed == 3; }));
   EXPECT_TRUE(d.idle());
+  EXPECT_EQ(d.worker->status().links_refused, 3u);
 }
 
 TEST_F(WorkerTest, AChoiceCanEndEarly) {
