@@ -80,6 +80,7 @@ Scheduler::Group& Scheduler::make_group(wire::GenerateRequest request, Purpose p
   auto group = std::make_unique<Group>();
   group->id = SeqId(next_id_++);
   group->purpose = purpose;
+  group->since = now;
   group->due = now + std::clamp(request.priority, -kPriorityMax, kPriorityMax) * kPriorityStep;
   group->continues = static_cast<std::size_t>(request.n_prompt) < request.ids.size();
   group->live = request.n;
@@ -99,7 +100,6 @@ Scheduler::Group& Scheduler::make_group(wire::GenerateRequest request, Purpose p
 }
 
 void Scheduler::set_deadline(Group& group, TimePoint now) {
-  group.since = now;
   group.deadline = now + group.request.timeout;
   deadlines_.emplace(group.deadline, group.id);
 }
@@ -168,7 +168,6 @@ Result<Grant> Scheduler::grant(LeaseId lease, wire::GenerateRequest request, Tim
   leases_.erase(it);
 
   Group& group = make_group(std::move(request), Purpose::kHandoffTarget, now);
-  group.since = now;
   group.deadline = now + group.request.timeout;  // whoever transfers watches it until start_decode()
   Sequence& sequence = *group.sequences.front();
   sequence.state = Sequence::State::kAside;

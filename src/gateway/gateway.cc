@@ -407,7 +407,6 @@ std::unique_ptr<wire::GenerateCall> Gateway::generate(wire::GenerateRequest requ
 std::optional<std::string> Gateway::not_ready() const { return impl_->core().not_ready(); }
 const std::vector<Worker>& Gateway::workers() const { return impl_->core().registry().workers(); }
 Stats Gateway::stats() const { return impl_->core().stats(); }
-std::vector<TenantStats> Gateway::tenants() const { return impl_->core().tenants(); }
 std::size_t Gateway::open_legs() const { return impl_->open_legs(); }
 
 std::optional<std::string> Gateway::debug_request(const std::string& id) const {
@@ -420,7 +419,7 @@ void Gateway::debug_kv(KvDone done) { impl_->debug_kv(std::move(done)); }
 
 std::vector<Gateway::Counter> Gateway::counters() const {
   const Stats s = stats();
-  return {
+  std::vector<Counter> out = {
       {"gateway_requests", s.requests},
       {"gateway_requests_rejected", s.rejected},
       {"gateway_requests_failed", s.failed},
@@ -444,6 +443,14 @@ std::vector<Gateway::Counter> Gateway::counters() const {
       {"gateway_runs_queued", s.queued},
       {"gateway_kv_bytes", s.kv_bytes},
   };
+  const std::vector<TenantStats> tenants = impl_->core().tenants();
+  for (std::size_t i = 1; i < tenants.size(); ++i) {  // the first is everybody without a key
+    const auto add = [&](const char* name, std::uint64_t value) { out.push_back({name, value, {{"key", tenants[i].name}}}); };
+    add("key_requests", tenants[i].requests);
+    add("key_requests_rejected", tenants[i].rejected);
+    add("key_tokens", tenants[i].tokens);
+  }
+  return out;
 }
 
 }  // namespace baton::gateway
