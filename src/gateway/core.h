@@ -198,7 +198,7 @@ class Core {
   void lose_silent_legs(TimePoint now, WorkerId worker);
   void forgive_own_pause(TimePoint now);
 
-  // core_legs.cc: runs and their legs
+  // core_legs.cc: how a run gets its legs, and lets go of them
   wire::GenerateRequest request_of(const Request& request, const Run& run, TimePoint now) const;
   static std::string hop(const Request& request, LegId leg);
   void start_run(Request& request, std::size_t run_index, TimePoint now);
@@ -211,24 +211,26 @@ class Core {
   void cancel_legs(Run& run);
   void hold(Run& run);
   void hold_lost(Request& request, std::size_t run_index, TimePoint now, const std::string& why);
-  void leg_failed(Request& request, LegId leg, TimePoint now, const Status& status, Fault fault);
-  void decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, Fault fault);
-  void prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, Fault fault);
-  void take_refusal(Run& run, WorkerId worker, const Status& status);
-  bool count_failure(Request& request, Run& run, TimePoint now, const Status& status, bool at_work);
-  void restart(Request& request, std::size_t run_index, TimePoint now);
-  void finish_ended(Request& request, int choice);
   void set_wait(Request& request, Run& run, TimePoint now, Duration wait, std::string what);
+  // core_events.cc: what legs say
   void on_claimed(Request& request, LegId leg, TimePoint now, bool found);
   void on_retained(Request& request, LegId leg, TimePoint now, const wire::Retained& event);
-  bool give_lease_up(Request& request, std::size_t run_index, TimePoint now);
   void on_committed(Request& request, std::size_t run_index, TimePoint now, wire::Committed event);
   void on_tokens(Request& request, LegId leg, TimePoint now, std::vector<wire::TokenEvent> tokens);
   void on_finish(Request& request, LegId leg, TimePoint now, const wire::FinishEvent& event);
   static bool complete(Request& request, const Run& run);
   void on_done(Request& request, LegId leg, TimePoint now);
-  void garbage(Request& request, LegId leg, TimePoint now, const std::string& what);
   void merge_served(Request& request, const Leg& leg, wire::Served& served);
+  // core_failures.cc: a leg fails
+  void garbage(Request& request, LegId leg, TimePoint now, const std::string& what);
+  void leg_failed(Request& request, LegId leg, TimePoint now, const Status& status, Fault fault);
+  void decode_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, Fault fault);
+  void prefill_failed(Request& request, std::size_t run_index, TimePoint now, WorkerId worker, const Status& status, Fault fault);
+  void take_refusal(Run& run, WorkerId worker, const Status& status);
+  bool count_failure(Request& request, Run& run, TimePoint now, const Status& status, bool at_work);
+  bool give_lease_up(Request& request, std::size_t run_index, TimePoint now);
+  void restart(Request& request, std::size_t run_index, TimePoint now);
+  void finish_ended(Request& request, int choice);
   // core_record.cc: what the record says beside its events
   void record_handoff(Request& request, const Run& run, bool claim);
   void begin_stall(Request& request, const Leg& leg, TimePoint now, const Status& why);

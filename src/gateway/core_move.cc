@@ -1,4 +1,4 @@
-// The core's third part: streams leave a worker that goes down before it is gone.
+// Streams leave a worker that goes down before it is gone.
 //
 // A decoding run on a draining worker is replaced by runs elsewhere, one a choice, which prefill prompt + emitted ids. The worker streams
 // on meanwhile; ChoiceStream takes each position from whoever brings it first. Once all replacements decode, the old leg is cancelled.

@@ -1,4 +1,4 @@
-// The core's fourth part: who may come in, who waits for room, and who gets it.
+// Who may come in, who waits for room, and who gets it.
 
 #include <algorithm>
 #include <utility>

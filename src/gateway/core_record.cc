@@ -1,4 +1,4 @@
-// The core's fourth part: what a request's record says beside its events. Nothing here decides anything.
+// What a request's record says beside its events. Nothing here decides anything.
 
 #include <algorithm>
 #include <utility>

@@ -35,8 +35,8 @@
   /* --- gateway */                                                                                                                \
   M(replay_moves_prompt_end, "gateway/core_legs.cc", "I15", 50, "n_prompt of a continuation counts what was emitted")              \
   M(seed_drawn_again, "gateway/core_legs.cc", "I14", 50, "a continuation has another seed")                                        \
-  M(continuation_off_by_one, "gateway/core_legs.cc", "I13", 300, "tokens of a continuation stand one position too far")             \
-  M(retry_keeps_attempt, "gateway/core_legs.cc", "I7", 50, "a retry has the number of the attempt that failed")                    \
+  M(continuation_off_by_one, "gateway/core_events.cc", "I13", 300, "tokens of a continuation stand one position too far")             \
+  M(retry_keeps_attempt, "gateway/core_failures.cc", "I7", 50, "a retry has the number of the attempt that failed")                    \
   M(deadline_not_sent, "gateway/core_legs.cc", "I11", 50, "a leg gets the time-out of the request, not what is left of it")        \
   M(charge_kept, "gateway/core_legs.cc", "I8", 50, "a worker stays charged for legs that have ended")                              \
   M(usage_counts_replay, "gateway/core_legs.cc", "I16", 50, "prompt tokens of a continuation count what was emitted")              \
