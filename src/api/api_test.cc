@@ -375,6 +375,17 @@ TEST_F(ApiTest, LogprobsInBothShapes) {
   EXPECT_EQ(choice["logprobs"]["top_logprobs"][0], nullptr);
 }
 
+// A worker's line with them may be lost with its worker; an answer without what was asked for would be wrong.
+TEST_F(ApiTest, AnEchoWithoutItsLogprobsIsAnError) {
+  const auto c = send("/v1/completions", R"({"prompt":"hi","logprobs":1,"echo":true,"max_tokens":1})");
+  auto& t = *generator_.started[0];
+  t.sink->on_token({0, 2, '!', -0.25f, {{'!', -0.25f}}});
+  t.sink->on_finish({0, wire::FinishReason::kLength, std::nullopt});
+  loop_.drain();
+  EXPECT_EQ(c->status, 503);
+  EXPECT_THAT(c->body, HasSubstr("log-probabilities were lost"));
+}
+
 TEST_F(ApiTest, CompletionsTakeFourShapesOfPrompt) {
   send("/v1/completions", R"({"prompt":"ab"})");
   send("/v1/completions", R"({"prompt":["ab","c"]})");

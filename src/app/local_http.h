@@ -32,6 +32,8 @@ class LocalHttp {
                                  Duration idle_timeout = std::chrono::minutes(10));
   void set_api_key(std::string key) { api_key_ = std::move(key); }
   net::EventLoop& loop() { return *loop_; }
+  const std::string& host() const { return host_; }
+  int port() const { return port_; }
 
  private:
   Result<HttpAnswer> run(net::HttpClientRequest request, std::function<bool(std::string_view)> on_event);

@@ -10,6 +10,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <set>
 #include <span>
@@ -22,6 +23,16 @@
 #include "net/event_loop.h"
 
 namespace baton::engine {
+
+// A prompt of ascending ids from `first`.
+inline wire::GenerateRequest request(int prompt, int max_tokens, TokenId first = 1) {
+  wire::GenerateRequest r;
+  r.ids.resize(static_cast<std::size_t>(prompt));
+  std::iota(r.ids.begin(), r.ids.end(), first);
+  r.n_prompt = prompt;
+  r.sampling.max_tokens = max_tokens;
+  return r;
+}
 
 class FakeDevice {
  public:

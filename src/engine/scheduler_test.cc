@@ -3,8 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <numeric>
-
 #include "engine/fake_device.h"
 
 namespace baton::engine {
@@ -21,15 +19,6 @@ EngineOptions small_options() {
   o.kv_blocks = 32;
   o.block_tokens = 8;
   return o;
-}
-
-wire::GenerateRequest request(int prompt, int max_tokens, TokenId first = 1) {
-  wire::GenerateRequest r;
-  r.ids.resize(static_cast<std::size_t>(prompt));
-  std::iota(r.ids.begin(), r.ids.end(), first);
-  r.n_prompt = prompt;
-  r.sampling.max_tokens = max_tokens;
-  return r;
 }
 
 class SchedulerTest : public testing::Test {

@@ -1,6 +1,8 @@
 #include "wire/worker_api.h"
 
+#include <algorithm>
 #include <array>
+#include <limits>
 
 #include "wire/json_fields.h"
 
@@ -315,7 +317,19 @@ Result<PrefillLeg> prefill_leg_from_json(std::string_view json) {
   return leg;
 }
 
-Result<WorkerStatus> worker_status_from_json(std::string_view json) { return read_message<WorkerStatus>(json, "worker status"); }
+Result<WorkerStatus> worker_status_from_json(std::string_view json) {
+  const auto parsed = Reader::parse(json);
+  if (!parsed.ok()) return parsed.status().with_context("worker status");
+  const auto protocol = parsed->find("protocol");
+  if (protocol != parsed->end() && protocol->is_number_integer() && *protocol != kProtocolVersion) {
+    WorkerStatus other;
+    other.protocol = static_cast<int>(std::clamp<std::int64_t>(protocol->get<std::int64_t>(), 0, std::numeric_limits<int>::max()));
+    return other;
+  }
+  auto status = Reader::read<WorkerStatus>(*parsed);
+  if (!status.ok()) return status.status().with_context("worker status");
+  return status;
+}
 
 Result<LegEvent> leg_event_from_json(std::string_view line) {
   auto parsed = Reader::parse(line);

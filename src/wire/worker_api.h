@@ -150,6 +150,7 @@ std::string to_json(const WorkerStatus& status);
 Result<DecodeLeg> decode_leg_from_json(std::string_view json);
 Result<PrefillLeg> prefill_leg_from_json(std::string_view json);
 Result<LegEvent> leg_event_from_json(std::string_view line);
+// Of a worker that speaks another protocol only `protocol` is read, so that the difference can be named.
 Result<WorkerStatus> worker_status_from_json(std::string_view json);
 
 }  // namespace baton::wire

@@ -137,7 +137,6 @@ class Maker {
     s.name = text();
     s.role = static_cast<Role>(rng_.below(3));
     s.incarnation = Incarnation(u64());
-    s.protocol = natural();
     s.model_digest = text(), s.numerics_id = text();
     s.kv = {natural(), natural(), natural(), text()};
     s.link_port = static_cast<int>(rng_.below(65536));
@@ -326,6 +325,18 @@ TEST(Codecs, TheLastOfTwoEqualKeysCounts) {
   ASSERT_TRUE(event.ok()) << event.status().to_string();
   EXPECT_EQ(std::get<Reserved>(*event).lease, LeaseId(7));
   EXPECT_FALSE(leg_event_from_json(R"({"event":"reserved","lease":7,"lease":"x"})").ok());
+}
+
+TEST(Codecs, AWorkerOfAnotherVersionIsKnownByItsProtocol) {
+  const std::string other = std::to_string(kProtocolVersion + 1), own = std::to_string(kProtocolVersion);
+  for (const std::string& text : {"{\"protocol\":" + other + ",\"role\":7}", "{\"protocol\":" + other + "}"}) {
+    const auto status = worker_status_from_json(text);
+    ASSERT_TRUE(status.ok()) << status.status().to_string();
+    EXPECT_EQ(status->protocol, kProtocolVersion + 1);
+    EXPECT_FALSE(status->ready);
+  }
+  EXPECT_FALSE(worker_status_from_json("{\"protocol\":" + own + "}").ok());
+  EXPECT_FALSE(worker_status_from_json("{\"protocol\":\"" + other + "\"}").ok());
 }
 
 TEST(Codecs, TextThatIsNotUtf8IsRepaired) {

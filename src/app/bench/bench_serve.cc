@@ -94,6 +94,8 @@ Status interpret(BenchServeFlags& f) {
 // The server's model, and its tokenizer where the model's files can be read here.
 Result<std::unique_ptr<text::Tokenizer>> meet_server(BenchServeFlags& f) {
   BATON_ASSIGN_OR_RETURN(LocalHttp http, f.client.open());
+  f.load.host = http.host();
+  f.load.port = http.port();
   BATON_ASSIGN_OR_RETURN(const HttpAnswer answer, http.get("/v1/models"));
   BATON_RETURN_IF_ERROR(check_answer(answer, "/v1/models"));
   const Json models = Json::parse(answer.body, nullptr, false);
@@ -159,16 +161,6 @@ Status run(BenchServeFlags& f) {
   BATON_RETURN_IF_ERROR(interpret(f));
   BATON_ASSIGN_OR_RETURN(const auto tokenizer, meet_server(f));
   BATON_ASSIGN_OR_RETURN(const auto requests, load_dataset(f.dataset, tokenizer.get(), f.load.endpoint.ends_with("/chat/completions")));
-  if (!f.client.base_url.empty()) {
-    std::string rest = f.client.base_url.substr(f.client.base_url.starts_with("http://") ? 7 : 0);
-    rest = rest.substr(0, rest.find('/'));
-    const std::size_t colon = rest.rfind(':');
-    f.load.host = rest.substr(0, colon);
-    f.load.port = colon == std::string::npos ? 80 : std::atoi(rest.c_str() + colon + 1);
-  } else {
-    f.load.host = f.client.host;
-    f.load.port = f.client.port;
-  }
   if (f.num_warmups > 0) {
     const std::vector<BenchRequest> warmups(static_cast<std::size_t>(f.num_warmups), requests.front());
     LoadOptions quiet = f.load;
