@@ -7,9 +7,16 @@ import threading
 import time
 
 import harness
-from harness import alive, open_stream, post, wait_until
+from harness import Connection, alive, get, open_stream, post, request_bytes, wait_until
 
 STORY = {"prompt": "Once upon a time there was a king who", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+
+
+def open_stream_unanswered(port, body):
+    """Sends a streaming request and waits for nothing."""
+    connection = Connection(port)
+    connection.send(request_bytes("POST", "/v1/completions", {**body, "stream": True}))
+    return connection
 
 
 class Reader:
@@ -151,6 +158,57 @@ class KillTest(harness.BatonTest):
         self.back(server, "d1", pid)
         report = json.loads(self.baton("status", "--port", server.port, "--json").stdout)
         self.assertTrue(all(w["ready"] for w in report["workers"]))
+
+    def test_decode_worker_that_waits_for_its_kv(self):
+        """The other one claims what the prefill worker computes, or has computed: the prompt is computed once."""
+        server = self.start("--prefill", 1, "--decode", 2, "--threads", 1, "--kv-cache-memory-bytes", "256MiB")
+        for moment in ("send_prefill", "prefill_started"):
+            body = {"prompt": f"{moment}: " + "The moon rises over the river, and the fox waits. " * 120, "max_tokens": 24, "ignore_eos": True, "temperature": 0}
+            before = server.workers()["p0"]["prompt_tokens_computed"]
+            answers = []
+            thread = threading.Thread(target=lambda: answers.append(post(server.port, "/v1/completions", body, {"x-request-id": moment})), daemon=True)
+            thread.start()
+
+            def record():
+                answer = get(server.port, f"/debug/requests/{moment}")
+                return answer.json() if answer.status == 200 else {"events": []}
+
+            def happened():
+                return [e["event"] for e in record()["events"]]
+
+            wait_until(lambda: moment in happened(), 10, lambda: f"{moment} of {record()}")
+            victim = record()["decode_worker"]
+            pid, _ = self.kill(server, victim)
+            thread.join(40)
+            self.assertTrue(answers, f"the request hangs: {record()}")
+            self.assertEqual(answers[0].status, 200, answers[0].body)
+            events = server.record(moment)["events"]
+            names = [e["event"] for e in events]
+            self.assertEqual((names.count("send_prefill"), names.count("claimed"), names.count("claim_missed")), (1, 1, 0), events)
+            self.assertNotEqual(server.record(moment)["decode_worker"], victim)
+            prompt_tokens = answers[0].json()["usage"]["prompt_tokens"]
+            self.assertGreater(prompt_tokens, 1000)
+            # What a worker says of itself is up to a poll old, and it warms up with some tokens of its own.
+            computed = wait_until(lambda: (c := server.workers()["p0"]["prompt_tokens_computed"] - before) >= prompt_tokens and c, 5, "p0 says what it computed")
+            self.assertLess(computed, 1.5 * prompt_tokens, "computed once")
+            self.back(server, victim, pid)
+            undisturbed = post(server.port, "/v1/completions", body)
+            self.assertEqual(answers[0].json()["choices"][0]["text"], undisturbed.json()["choices"][0]["text"])
+
+    def test_gateway_while_prompts_compute(self):
+        """What the dead gateway had reserved and under way is given back; the new one learns the workers from themselves."""
+        server = self.start("--prefill", 1, "--decode", 1)
+        prompt = "The moon rises over the river, and the fox waits. " * 60
+        for i in range(4):
+            connection = open_stream_unanswered(server.port, {"prompt": f"{i}: {prompt}", "max_tokens": 40, "ignore_eos": True})
+            self.addCleanup(connection.close)
+        wait_until(lambda: (w := server.workers())["p0"]["running"] and w["p0"]["waiting"] + w["p0"]["running"] >= 3, 10, lambda: f"prompts wait and run: {server.workers()}")
+        before = {n: w["incarnation"] for n, w in server.workers().items()}
+        pid, _ = self.kill(server, "gateway")
+        self.back(server, "gateway", pid)
+        self.assertEqual({n: w["incarnation"] for n, w in server.workers().items()}, before, "the workers were not touched")
+        wait_until(lambda: all(w["running"] + w["waiting"] == 0 and w["blocks_free"] + w["blocks_cached"] == w["blocks_total"] for w in server.workers().values()), 5,
+                   lambda: f"leases and prompts of the dead gateway are gone: {server.workers()}")
 
     def test_again_and_again(self):
         server = self.start("--prefill", 1, "--decode", 1)
