@@ -85,6 +85,7 @@ class EngineImpl final : public Engine {
   }
 
   void on_blocks_lacking(std::function<void(std::int32_t)> lacking) override { lacking_ = std::move(lacking); }
+  void ask_again() override { kick(); }
 
   EngineStatus status() const override {
     EngineStatus s = scheduler_.status();

@@ -70,6 +70,8 @@ class Engine : public wire::Generator {
   // `lacking` is told how many blocks a prompt that waits, a running sequence or a reservation lacks; it may release sequences of prefill()
   // that can be computed again. A reservation is tried once more when it returns. Empty: nobody is told.
   virtual void on_blocks_lacking(std::function<void(std::int32_t blocks)> lacking) = 0;
+  // It may have more to release than when it was told last: who still lacks blocks is looked at again, on a later turn.
+  virtual void ask_again() = 0;
 
   virtual EngineStatus status() const = 0;
   virtual std::vector<SequenceHold> holds() const = 0;

@@ -19,10 +19,11 @@ Sender::Sender(SenderSpec spec, SenderOptions options)
   progress_at_ = spec_.start;
 }
 
-std::uint64_t Sender::bytes_total() const {
-  return static_cast<std::uint64_t>(spec_.n_tokens - cached_) * 2 * spec_.row_bytes * static_cast<std::uint64_t>(spec_.heads.size()) *
-         static_cast<std::uint64_t>(spec_.layers);
+std::uint64_t Sender::bytes(Range tokens) const {
+  return static_cast<std::uint64_t>(tokens.size()) * 2 * spec_.row_bytes * static_cast<std::uint64_t>(spec_.heads.size());
 }
+
+std::uint64_t Sender::bytes_total() const { return bytes({cached_, spec_.n_tokens}) * static_cast<std::uint64_t>(spec_.layers); }
 
 void Sender::set(std::vector<std::int64_t>& times, std::int32_t layer, TimePoint now) const {
   const auto at = static_cast<std::size_t>(layer);
@@ -35,7 +36,7 @@ void Sender::attach(TimePoint now) {
   if (state_ != State::kQueued || spec_.lease == LeaseId() || spec_.one_token || outcome_) return;
   state_ = State::kAttaching;
   times_.attached_us = since(progress_at_ = now);
-  deadline_ = std::min(spec_.deadline, now + options_.attach_timeout);
+  await_target(now);
   actions_.push_back(Send{Attach{key(), spec_.request_id, spec_.n_tokens, spec_.ids}});
 }
 
@@ -83,7 +84,7 @@ void Sender::message(TimePoint now, const Message& message) {
     // D will use nothing more, but a copy that runs still reads: its answer to the abort says when none does.
     if (!outcome_) end(now, State::kNacked, m->status, /*tell_target=*/true);
   } else if (const auto* m = std::get_if<Fetched>(&message)) {
-    if (m->key == this->key()) fetched_ = std::clamp(m->bytes, fetched_, bytes_total());
+    on(now, *m);
   } else if (std::holds_alternative<Ack>(message)) {
     if (state_ != State::kCommitting || *key != this->key()) return;
     fetched_ = bytes_total();
@@ -104,8 +105,19 @@ void Sender::on(TimePoint now, const Grant& m) {
   cached_ = m.cached_prefix;
   for (Layer& l : layers_) l.cut = cached_;
   state_ = State::kStreaming;
-  deadline_ = spec_.deadline;  // from here the computation sets the pace
+  deadline_ = spec_.deadline;  // from here the computation sets the pace, until D owes something
   pump(now);
+}
+
+// Each proof buys D another while; a D that only says that it lives buys none.
+void Sender::on(TimePoint now, const Fetched& m) {
+  if (outcome_ || m.key != key() || m.bytes <= fetched_) return;
+  fetched_ = std::min(m.bytes, announced_);
+  if (state_ == State::kStreaming && fetched_ == announced_) {
+    deadline_ = spec_.deadline;
+  } else {
+    await_target(now);
+  }
 }
 
 // Gives out chunks, then the commit.
@@ -129,7 +141,7 @@ void Sender::pump(TimePoint now) {
   if (first_.empty() || !all_announced) return;
   state_ = State::kCommitting;
   times_.commit_us = since(now);
-  deadline_ = std::min(spec_.deadline, now + options_.commit_timeout);
+  await_target(now);
   actions_.push_back(Send{Commit{key(), first_}});
 }
 
@@ -141,6 +153,8 @@ void Sender::digested(TimePoint now, std::uint64_t id, Result<Digest> digest, st
   if (outcome_) return release_if_quiet();
   if (!digest.ok()) return end(now, State::kAborted, digest.status().with_context("digest of our own KV"), /*tell_target=*/true);
   set(times_.announced_us, layer, progress_at_ = now);
+  if (announced_ == fetched_) await_target(now);
+  announced_ += bytes(tokens);
   actions_.push_back(Send{Chunk{key(), layer, spec_.heads, tokens, *digest, std::move(locator)}});
   pump(now);
 }
@@ -178,7 +192,8 @@ void Sender::tick(TimePoint now) {
   if (!outcome_) {
     // A stage that takes too long may go better elsewhere; the request's own deadline may not.
     const Code code = now < spec_.deadline ? Code::kUnavailable : Code::kDeadlineExceeded;
-    const Status why(code, "hand-off " + std::string(to_string(state_)) + " for too long");
+    const Status why(code, "hand-off " + std::string(to_string(state_)) + " for too long" +
+                               (code == Code::kUnavailable ? ": the decode worker makes no progress with it" : ""));
     const bool queued = state_ == State::kQueued;  // not the target's fault
     return end(now, queued ? State::kAborted : State::kNacked, why, /*tell_target=*/true);
   }

@@ -13,6 +13,7 @@
 // the link, and no digest of our own still reading. After an abort that D does not answer in time the KV goes too: D only reads, and what
 // it reads then fails its digest.
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -30,8 +31,8 @@
 namespace baton::transfer {
 
 struct SenderOptions {
-  Duration attach_timeout = std::chrono::seconds(10);
-  Duration commit_timeout = std::chrono::seconds(15);
+  // D owes something (a grant, the proof of what was announced, the ack) and says nothing that brings it nearer.
+  Duration progress_timeout = std::chrono::seconds(5);
   Duration abort_timeout = std::chrono::seconds(1);
   int digests_max = 4;  // in flight at once; what is ready meanwhile coalesces
   std::int32_t chunk_tokens_max = 1024;
@@ -118,6 +119,9 @@ class Sender {
   std::int64_t since(TimePoint now) const { return (now - spec_.start).count(); }
   void set(std::vector<std::int64_t>& times, std::int32_t layer, TimePoint now) const;
   void on(TimePoint now, const Grant& m);
+  void on(TimePoint now, const Fetched& m);
+  void await_target(TimePoint now) { deadline_ = std::min(spec_.deadline, now + options_.progress_timeout); }
+  std::uint64_t bytes(Range tokens) const;  // of one layer
   void pump(TimePoint now);
   void end(TimePoint now, State state, Status status, bool tell_target);
   void release_if_quiet();
@@ -133,7 +137,7 @@ class Sender {
   std::map<std::uint64_t, std::pair<std::int32_t, Range>> digests_;  // in flight: layer, tokens
   std::uint64_t next_digest_ = 1;
   std::vector<FirstToken> first_;
-  std::uint64_t fetched_ = 0, early_ = 0;
+  std::uint64_t announced_ = 0, fetched_ = 0, early_ = 0;  // bytes
   wire::HandoffTimes times_;
   TimePoint progress_at_{};
   bool outcome_ = false;  // the logical end was reached

@@ -248,5 +248,67 @@ TEST_F(SenderTest, TheTimesOfADeepModelAndALongPromptAreBounded) {
   EXPECT_EQ(s.times().chunks.size(), wire::HandoffTimes::kChunksMax);
 }
 
+// However slowly it answers: what it owes must come nearer, and the request's own deadline ends all of it.
+TEST_F(SenderTest, ATargetThatMakesNoProgressIsGivenUp) {
+  const Duration limit = SenderOptions().progress_timeout;
+  const auto given_up = [&](Sender& s) {
+    EXPECT_EQ(s.next_deadline(), now_ + limit);
+    s.tick(now_ + limit - Duration(1));
+    drain(s);
+    EXPECT_TRUE(outcomes_.empty());
+    s.tick(now_ + limit);
+    drain(s);
+    ASSERT_EQ(outcomes_.size(), 1u);
+    EXPECT_EQ(outcomes_[0].state, State::kNacked) << "what is computed is good for another D";
+    EXPECT_TRUE(retryable(outcomes_[0].status.code()));
+    outcomes_.clear();
+  };
+  Sender no_grant(spec(1, 1), {});
+  no_grant.attach(now_);
+  drain(no_grant);
+  given_up(no_grant);
+
+  Sender no_fetch(spec(1, 1), {});
+  no_fetch.attach(now_);
+  no_fetch.message(now_, grant(1, 1));
+  EXPECT_EQ(no_fetch.next_deadline(), TimePoint(std::chrono::minutes(1))) << "nothing is owed: the computation sets the pace";
+  no_fetch.layer_ready(now_, 0, 0, kTokens);
+  drain(no_fetch);
+  now_ += limit / 2;
+  no_fetch.message(now_, Fetched{no_fetch.key(), 0});
+  now_ -= limit / 2;
+  given_up(no_fetch);
+
+  Sender no_ack(spec(1, 1), {});
+  no_ack.attach(now_);
+  no_ack.message(now_, grant(1, 1));
+  compute(no_ack);
+  no_ack.first_tokens(now_, first());
+  drain(no_ack);
+  ASSERT_EQ(no_ack.state(), State::kCommitting);
+  for (const std::uint64_t bytes : {100u, 200u, 640u}) {
+    now_ += limit - Duration(1);
+    no_ack.message(now_, Fetched{no_ack.key(), bytes});
+  }
+  given_up(no_ack);
+}
+TEST_F(SenderTest, ATargetThatProvesAByteAtATimeHasTheRequestsDeadline) {
+  Sender s(spec(1, 1), {});
+  s.attach(now_);
+  s.message(now_, grant(1, 1));
+  compute(s);
+  s.first_tokens(now_, first());
+  drain(s);
+  for (std::uint64_t bytes = 1; outcomes_.empty(); ++bytes) {
+    ASSERT_LT(bytes, 100u);
+    now_ += SenderOptions().progress_timeout - Duration(1);
+    s.tick(now_);
+    s.message(now_, Fetched{s.key(), bytes});
+    drain(s);
+  }
+  EXPECT_EQ(outcomes_[0].status.code(), Code::kDeadlineExceeded);
+  EXPECT_GE(now_, TimePoint(std::chrono::minutes(1)));
+}
+
 }  // namespace
 }  // namespace baton::transfer

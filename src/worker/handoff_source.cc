@@ -333,6 +333,7 @@ void HandoffSource::ended(Key key, Prompt& p, const Sender::Outcome& outcome) {
   const bool unclaimed = outcome.state == Sender::State::kUnclaimed;
   const bool nobodys_fault = unclaimed || (outcome.state == Sender::State::kNacked && retryable(outcome.status.code()));
   if (nobodys_fault && p.wanted && p.sink && retention_.retain(now(), key, static_cast<std::int32_t>(engine_.blocks(p.seq).size()))) {
+    engine_.ask_again();  // a prompt that waits may have been told that there was nothing to give up
     if (!unclaimed) p.sink->on_retained(wire::hold_of(p.leg.lease), outcome.status, p.sender().times());
     return;
   }

@@ -100,6 +100,7 @@ class Proxy {
   }
   int port() const { return listener_->port(); }
   std::function<void(transfer::Message&)> to_d;  // may change a message, or call cut()
+  bool mute = false;                             // what D says is swallowed
   void cut() {
     cut_ = true;
     loop_.post([this] {
@@ -116,7 +117,7 @@ class Proxy {
     net::connect_tcp(loop_, "127.0.0.1", to_port_, {}, [this](Result<std::unique_ptr<net::Link>> to) {
       to_ = std::move(to).value();
       to_->start({[this](std::string_view b) {
-                    if (!cut_) (void)from_->send(std::string(b));
+                    if (!cut_ && !mute) (void)from_->send(std::string(b));
                   },
                   [this](const Status&) { cut(); }});
       from_->start({[this](std::string_view b) { pass(b); }, [this](const Status&) { cut(); }});

@@ -400,6 +400,48 @@ TEST_F(WorkerTest, KvOutlivesTheDecodeWorkerThatItWasFor) {
 }
 
 // P first: computed without a lease, claimed later.
+// A decode worker that answers polls, keeps its connections, and never says what P waits for.
+TEST_F(WorkerTest, ATargetThatFallsSilentIsGivenUpAndItsKvClaimed) {
+  TestWorker p(loop_, "p", 16, 64, [](WorkerOptions& o) { o.sender.progress_timeout = std::chrono::milliseconds(20); });
+  TestWorker silent(loop_, "s", 8, 160), d(loop_, "d", 8, 160);
+  for (const bool at_attach : {true, false}) {
+    Proxy proxy(loop_, silent.worker->link_port());
+    proxy.to_d = [&](transfer::Message& m) {
+      proxy.mute |= at_attach ? std::holds_alternative<transfer::Attach>(m) : std::holds_alternative<transfer::Chunk>(m);
+    };
+    const auto computed = p.executor->prompt_tokens();
+    const auto r = request(100, 6, 1, at_attach ? 1 : 2);
+    auto lost = decode(silent, r);
+    auto first = prefill(p, silent, r, lease_of(*lost), 1, proxy.port());
+    ASSERT_TRUE(until([&] { return first->find<wire::Retained>() != nullptr; }));
+    EXPECT_THAT(first->find<wire::Retained>()->reason->message(), HasSubstr("makes no progress"));
+    auto dl = decode(d, r);
+    auto second = prefill(p, d, r, lease_of(*dl), 2, 0, first->find<wire::Retained>()->hold);
+    ASSERT_TRUE(until([&] { return dl->done && second->done && first->done; }));
+    expect_reference(*dl, r, 6);
+    EXPECT_EQ(p.executor->prompt_tokens() - computed, 99) << "the prompt is computed once";
+    lost->call.reset();
+  }
+  EXPECT_TRUE(until([&] { return p.idle() && d.idle() && silent.idle(); }));
+}
+
+// No connection is closed and nothing is said: what it had is bounded by the time that its requests had left.
+TEST_F(WorkerTest, AGatewayThatVanishesLeavesNothing) {
+  TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
+  auto r = request(50, 5);
+  r.timeout = std::chrono::milliseconds(300);
+  auto reserved = decode(d, r);
+  (void)lease_of(*reserved);
+  auto held = call(p, "POST", "/internal/prefill", wire::to_json(wire::PrefillLeg{r, Attempt(1), {}, {}, "", "", 0, {}}));
+  ASSERT_TRUE(until([&] { return p.worker->status().blocks_retained > 0 || held->done; }));
+  EXPECT_TRUE(until([&] { return p.idle() && d.idle() && p.worker->status().blocks_retained == 0; }));
+  for (const auto& leg : {reserved, held}) {
+    ASSERT_TRUE(until([&] { return leg->done.has_value(); }));
+    ASSERT_TRUE(leg->find<wire::Failed>());
+  }
+  EXPECT_EQ(reserved->find<wire::Failed>()->status.code(), Code::kDeadlineExceeded);
+}
+
 TEST_F(WorkerTest, AComputedPromptWaitsForALease) {
   TestWorker p(loop_, "p", 16, 64), d(loop_, "d", 8, 160);
   auto r = request(100, 6, 2);
@@ -471,6 +513,27 @@ TEST_F(WorkerTest, APromptThatWaitsGetsTheBlocksOfUnclaimedKv) {
   ASSERT_TRUE(until([&] { return again->done.has_value(); }));
   reserved->call.reset();
   EXPECT_TRUE(until([&] { return p.idle(); }));
+}
+
+// It waits already when the KV becomes unclaimed: nothing else happens that would wake it.
+TEST_F(WorkerTest, APromptThatWaitsGetsTheBlocksOfAHandOffThatFails) {
+  TestWorker d(loop_, "d", 8, 160), p(loop_, "p", 16, 16, [](WorkerOptions& o) {
+    o.sender.progress_timeout = std::chrono::milliseconds(100);
+    o.retention.timeout = std::chrono::hours(1);
+  });
+  Proxy proxy(loop_, d.worker->link_port());
+  proxy.to_d = [&](transfer::Message& m) { proxy.mute |= std::holds_alternative<transfer::Attach>(m); };
+  const auto failing = request(120, 5), waiting = request(200, 5, 1, 2);
+  auto lost = decode(d, failing);
+  auto first = prefill(p, d, failing, lease_of(*lost), 1, proxy.port());
+  ASSERT_TRUE(until([&] { return !first->tokens().empty(); }));
+  auto dl = decode(d, waiting);
+  auto second = prefill(p, d, waiting, lease_of(*dl));
+  ASSERT_TRUE(until([&] { return dl->done && second->done && first->done; }));
+  expect_reference(*dl, waiting, 5);
+  EXPECT_THAT(first->find<wire::Failed>()->status.message(), HasSubstr("a prompt that waits needs its blocks"));
+  lost->call.reset();
+  EXPECT_TRUE(until([&] { return p.idle() && d.idle(); }));
 }
 
 TEST_F(WorkerTest, AClaimIsForTheSameRequestOrComputesAnew) {
