@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "engine/engine.h"
 #include "gateway/gateway.h"
+#include "sim/checks.h"
 #include "sim/device.h"
 #include "sim/event_queue.h"
 #include "sim/fabric.h"
@@ -64,6 +65,7 @@ class WorkerProcess {
   void check_turn();
   // Empty if it holds nothing: no request, lease, hand-off, copy or connection, and free + cached = total. Otherwise what it holds.
   std::string held() const;
+  WorkerBooks books() const;
   wire::WorkerStatus status() const { return node_->status(); }
   worker::Node& node() { return *node_; }
   const worker::Node& node() const { return *node_; }
@@ -103,6 +105,9 @@ class GatewayProcess {
   Host& host() { return host_; }
 
  private:
+  // Null if it does not know it.
+  const gateway::Worker* believes(const std::string& worker) const;
+
   World& world_;
   Host host_;
   HttpClient client_;

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <map>
 #include <memory>
 
+#include "sim/checks.h"
 #include "sim/cluster.h"
 #include "sim/load.h"
 
@@ -15,18 +15,6 @@ constexpr Duration kWarmUp = std::chrono::seconds(1);   // until the gateway has
 constexpr Duration kNoticed = std::chrono::seconds(5);  // after a fault: until polls and links are as they were
 constexpr std::uint64_t kCheckEvery = 128;              // events between two looks into the books
 constexpr std::uint64_t kEventsMax = 20'000'000;        // at a standstill of virtual time
-
-// How long something has been so, without a break.
-class Lasting {
- public:
-  bool longer(const std::string& key, bool holds, TimePoint now, Duration limit) {
-    if (!holds) return since_.erase(key), false;
-    return now - since_.try_emplace(key, now).first->second > limit;
-  }
-
- private:
-  std::map<std::string, TimePoint> since_;
-};
 
 class Run {
  public:
@@ -115,24 +103,13 @@ class Run {
   }
 
   void look(WorkerProcess& worker) {
-    const TimePoint now = world_.queue.now();
     const auto target = worker.node().target_stats();
-    const engine::EngineStatus engine = worker.engine().status();
-    const bool frozen = worker.host().frozen();
-    const auto lasts = [&](const char* what, bool holds, Duration limit) {
-      return lasting_.longer(worker.name() + what, holds && !frozen, now, limit);
-    };
     if (target.digest_mismatches > 0 && world_.fabric.damaged_one_in == 0 && scenario_.faults.empty())
       fail("I6", worker.name() + " received damaged KV");
     if (Status s = worker.node().check_books(); !s.ok()) fail("I18", worker.name() + ": " + s.message());
     if (!worker.node().status().balanced) fail("I4", worker.name() + " says that its books do not add up: " + worker.held());
     if (target.violations > 0) fail("I12", worker.name() + " was sent chunks or commits that no sound source says");
-    const TimePoint deadline = std::min(target.next_deadline, worker.node().source_stats().next_deadline);
-    if (lasts(" late", deadline < worker.host().clock().now(), std::chrono::seconds(1)))
-      fail("I3", worker.name() + " has a hold past its deadline: " + worker.held());
-    const bool only_waiting = engine.running == 0 && engine.waiting > 0 && engine.waiting == engine.requests && engine.blocks_reserved == 0;
-    if (lasts(" idle", (engine.running > 0 || only_waiting) && !worker.device().busy(), std::chrono::seconds(1)))
-      fail("I24", worker.name() + " has work and makes no step: " + worker.held());
+    watch_.look(world_.queue.now(), worker.books());
   }
 
   void look(GatewayProcess& gateway) {
@@ -143,10 +120,13 @@ class Run {
         s.retries_decode_failed + s.retries_prefill_failed + s.retries_nacked + s.waits_expired + s.fallbacks + s.resumed > 0)
       fail("I18", "something was tried again where nothing fails");
     for (const gateway::Worker& w : gateway.gateway().workers()) {
-      const bool believed = w.liveness == gateway::Liveness::kAlive && !gateway.host().frozen();
-      if (lasting_.longer(w.config.name + " old", believed && w.status.incarnation != cluster_.life(w.config.name).incarnation,
-                          world_.queue.now(), std::chrono::seconds(10)))
-        fail("I21", "the gateway believes an earlier incarnation of " + w.config.name);
+      const Belief belief{.worker = w.config.name,
+                          .alive = w.liveness == gateway::Liveness::kAlive,
+                          .lost = w.liveness == gateway::Liveness::kDead || w.hung,
+                          .legs = w.legs,
+                          .believed = w.status.incarnation,
+                          .living = cluster_.life(w.config.name).incarnation};
+      watch_.look(world_.queue.now(), belief, gateway.host().frozen());
     }
   }
 
@@ -219,8 +199,8 @@ class Run {
   World world_;
   std::vector<std::shared_ptr<Client>> clients_;
   Cluster cluster_;
+  Watch watch_{world_.failures};
   TimePoint busy_until_{};
-  Lasting lasting_;
   std::size_t first_open_ = 0;
   RunResult result_;
 };

@@ -2,6 +2,7 @@
 // always on hides what only happens without it.
 
 #include <algorithm>
+#include <utility>
 
 #include "base/rng.h"
 #include "sim/scenario.h"
@@ -188,6 +189,108 @@ void draw_faults(Draw& draw, Scenario& s) {
   std::stable_sort(s.faults.begin(), s.faults.end(), [](const Fault& a, const Fault& b) { return a.at < b.at; });
 }
 
+// One thing that goes wrong with hand-offs between them: several faults, where only their coincidence meets a fence.
+void draw_trouble(Draw& draw, const std::vector<std::string>& prefillers, const std::vector<std::string>& decoders, Duration at,
+                  std::vector<Fault>& faults) {
+  Fault f;
+  f.at = at;
+  f.lasts = microseconds(draw.log_between(1'000, 1'000'000));
+  f.host = draw.of(prefillers);
+  f.to = draw.of(decoders);
+  switch (draw.number(0, 12)) {
+    case 0:
+    case 1: {  // what P says arrives late, and the gateway loses P meanwhile
+      f.kind = Kind::kStall;
+      f.lasts = milliseconds(draw.log_between(250, 2'000));
+      for (const std::string& decoder : decoders) {
+        f.to = decoder;
+        faults.push_back(f);
+      }
+      f.kind = Kind::kCut;
+      f.at += f.lasts - milliseconds(draw.log_between(16, 160));  // the next attempt is under way when it arrives
+      f.lasts = milliseconds(1);
+      f.to = "gateway";
+      break;
+    }
+    case 2:
+      f.kind = draw.one_in(3) ? Kind::kStall : Kind::kCut;
+      break;
+    case 3:
+    case 4: {  // what D says is late, and its acks are lost in the end; the gateway hears of its commits even later
+      std::swap(f.host, f.to);
+      f.lasts = milliseconds(draw.log_between(10, 200));
+      Fault cut = f;
+      cut.at += f.lasts - milliseconds(2);
+      cut.lasts = milliseconds(1);
+      f.kind = Kind::kStall;
+      for (const std::string& prefiller : prefillers) {
+        f.to = cut.to = prefiller;
+        faults.push_back(f);
+        faults.push_back(cut);
+      }
+      f.to = "gateway";
+      f.lasts += milliseconds(300);
+      break;
+    }
+    case 5:
+    case 6:  // D has lost the gateway, not P
+      f.kind = Kind::kCut;
+      f.host = std::exchange(f.to, "gateway");
+      break;
+    case 7:
+      f.kind = Kind::kKill;
+      f.host = std::exchange(f.to, "");
+      break;
+    case 9:
+      f.kind = Kind::kDrain;
+      f.host = std::exchange(f.to, "");
+      f.value = draw.log_between(30'000, 2'000'000);
+      break;
+    case 8:  // whoever decodes: no claim helps
+      f.kind = Kind::kFetchDamaged;
+      f.value = draw.number(1, 2);
+      f.lasts = milliseconds(draw.log_between(200, 1'500));
+      f.to.clear();
+      for (const std::string& decoder : decoders) {
+        f.host = decoder;
+        faults.push_back(f);
+      }
+      return;
+    default:
+      f.kind = draw.one_in(2) ? Kind::kFetchLost : Kind::kFetchDamaged;
+      f.host = std::exchange(f.to, "");
+      f.value = draw.log_between(2, 16);
+  }
+  faults.push_back(f);
+}
+
+// Some seeds are about hand-offs that go wrong: prompts that are long in coming over, to one of several decode workers that the gateway, or
+// the prefill worker, keeps losing. So retained KV is claimed often, and attempts overlap.
+void draw_handoff_trouble(Draw& draw, Scenario& s) {
+  s.workers.clear();
+  const DeviceModel device = {.step = draw.log_between(500'000, 4'000'000),
+                              .prefill_token = draw.log_between(40'000, 160'000),
+                              .decode_row = draw.log_between(30'000, 200'000),
+                              .context_token = 100};
+  for (int i = draw.number(2, 3); i > 0; --i) s.workers.push_back(draw_worker(draw, Role::kPrefill, device, 0));
+  for (int i = draw.number(2, 3); i > 0; --i) s.workers.push_back(draw_worker(draw, Role::kDecode, device, 1));
+  s.load.prompt_min = 60;
+  s.load.prompt_max = 300;
+  s.load.output_max = draw.of<int>({15, 80, 150});
+  s.load.shared_prompts = draw.share(40);
+  s.load.gap = microseconds(draw.log_between(8'000, 60'000));
+  s.load.burst = draw.number(1, 8);
+  s.network.latency = microseconds(draw.log_between(10, 500));
+  s.fabric = {.job = microseconds(draw.log_between(200, 3'000)), .bytes_per_ms = draw.log_between(2'000, 50'000)};
+  std::vector<std::string> prefillers, decoders;
+  for (const std::string& name : worker_names(s)) (name[0] == 'p' ? prefillers : decoders).push_back(name);
+  s.faults.clear();
+  const Duration window = s.load.gap * s.load.requests;
+  for (int i = draw.number(16, 60); i > 0; --i)
+    draw_trouble(draw, prefillers, decoders, microseconds(draw.between(0, window.count())), s.faults);
+  std::stable_sort(s.faults.begin(), s.faults.end(), [](const Fault& a, const Fault& b) { return a.at < b.at; });
+}
+
 }  // namespace
 
 Scenario draw_swarm(std::uint64_t seed) {
@@ -206,6 +309,7 @@ Scenario draw_swarm(std::uint64_t seed) {
   s.fabric = {.job = microseconds(draw.log_between(5, 400)), .bytes_per_ms = draw.log_between(50'000, 5'000'000)};
   s.sockets_inherited = draw.one_in(2);
   draw_faults(draw, s);
+  if (draw.one_in(3)) draw_handoff_trouble(draw, s);
   s.no_retries = false;
   return s;
 }

@@ -272,7 +272,8 @@ void Core::on_status(TimePoint now, WorkerId worker, const wire::WorkerStatus& s
   forgive_own_pause(now);
   const auto change = registry_.on_status(now, worker, status);
   if (change == Registry::Change::kRestarted) lose_legs(now, worker, status.incarnation, "restarted");
-  if (change == Registry::Change::kHung) lose_legs(now, worker, std::nullopt, registry_.at(worker).problem);
+  if (change == Registry::Change::kHung && !BATON_MUTANT(hung_keeps_legs))
+    lose_legs(now, worker, std::nullopt, registry_.at(worker).problem);
   lose_silent_legs(now, worker);
   whole_once_ |= registry_.ready();
   if (status.draining) on_draining(now, worker);
@@ -282,8 +283,8 @@ void Core::on_status(TimePoint now, WorkerId worker, const wire::WorkerStatus& s
 
 void Core::on_poll_failed(TimePoint now, WorkerId worker, bool unreachable, const std::string& why) {
   forgive_own_pause(now);
-  if (registry_.on_poll_failed(now, worker, unreachable, why) == Registry::Change::kLost)
-    lose_legs(now, worker, std::nullopt, "died: " + why);
+  const bool lost = registry_.on_poll_failed(now, worker, unreachable, why) == Registry::Change::kLost;
+  if (lost && (unreachable || !BATON_MUTANT(hung_keeps_legs))) lose_legs(now, worker, std::nullopt, "died: " + why);
 }
 
 // Legs say at least that they live, four times in the progress time-out. One that does not has lost its way to here, though its worker

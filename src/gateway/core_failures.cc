@@ -104,7 +104,7 @@ void Core::take_refusal(Run& run, WorkerId worker, const Status& status) {
 // waited where a worker was lost is innocent, and goes on for as long as its deadline allows (`losses_max` ends a loop without pauses).
 bool Core::count_failure(Request& request, Run& run, TimePoint now, const Status& status, bool at_work) {
   const int most = at_work ? options_.retries_max : options_.losses_max;
-  if (++(at_work ? run.failures : run.losses) <= most) return true;
+  if (++(at_work ? run.failures : run.losses) <= most || BATON_MUTANT(retries_unbounded)) return true;
   finish(request, now, status.with_context("gave up after " + std::to_string(most) + " retries"));
   return false;
 }

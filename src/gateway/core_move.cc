@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/mutant.h"
 #include "gateway/core.h"
 #include "gateway/request.h"
 
@@ -72,7 +73,7 @@ void Core::start_moves(Request& request, std::size_t run_index, TimePoint now) {
   for (int choice = old.first; all && choice < old.first + old.n; ++choice)
     if (!request.choice(choice)->finished() && request.mover(run_index, choice) == nullptr)
       all = start_move(request, run_index, choice, now);
-  if (all) return;
+  if (all) return settle_moves(request, now);
   Run& run = request.runs[run_index];
   run.move_pause = std::clamp(2 * run.move_pause, kFirstPause, kLastPause);
   run.move_at = now + run.move_pause;
@@ -156,7 +157,7 @@ void Core::settle_moves(Request& request, TimePoint now) {
     for (int choice = old.first; choice < old.first + old.n; ++choice) {
       if (request.choice(choice)->finished()) continue;
       Run* mover = request.mover(i, choice);
-      all &= mover != nullptr && mover->state == RunState::kDecoding;
+      all &= mover != nullptr && (mover->state == RunState::kDecoding || BATON_MUTANT(moved_too_early));
       movers.push_back(mover);
     }
     if (!all || movers.empty()) continue;

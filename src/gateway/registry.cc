@@ -33,7 +33,10 @@ std::int64_t Worker::prefill_speed() const {
   return measured >= 1 && measured < 1e12 ? static_cast<std::int64_t>(measured) : 0;
 }
 
-bool Worker::usable() const { return answers(*this) && status.ready && !status.draining && !stalled && !hung; }
+bool Worker::usable() const {
+  const bool open = (status.ready && !status.draining) || (status.draining && BATON_MUTANT(draining_gets_work));
+  return answers(*this) && open && !stalled && !hung;
+}
 
 Registry::Registry(const RegistryOptions& options, std::vector<WorkerConfig> workers) : options_(options) {
   workers_.reserve(workers.size());

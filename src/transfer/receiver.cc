@@ -202,12 +202,13 @@ void Receiver::on(TimePoint now, LinkId link, Attach m) {
   const auto refuse = [&](Code code, std::string why) { send(link, Refuse{m.key, Status(code, std::move(why))}); };
   Lease* lease = find(m.key.lease);
   if (lease == nullptr || lease->ending) return refuse(Code::kUnavailable, "no such lease: it expired or was cancelled");
-  if (lease->state == State::kCommitted) return refuse(Code::kCancelled, "the lease is committed already");
+  if (lease->state == State::kCommitted && !BATON_MUTANT(attach_after_commit))
+    return refuse(Code::kCancelled, "the lease is committed already");
   if (m.n_tokens != lease->spec.n_tokens || m.ids != lease->spec.ids || m.request_id != lease->spec.request_id) {
     return refuse(Code::kInvalidArgument, "the two legs are not about the same tokens");
   }
   const Attempt highest = lease->next ? lease->next->second.key.attempt : lease->attempt;
-  if (m.key.attempt <= highest) {
+  if (m.key.attempt <= highest && !BATON_MUTANT(stale_attach_accepted)) {
     ++totals_.stale;
     return refuse(Code::kCancelled,
                   "attempt " + std::to_string(m.key.attempt.value) + " is not newer than " + std::to_string(highest.value));
@@ -216,6 +217,7 @@ void Receiver::on(TimePoint now, LinkId link, Attach m) {
   switch (lease->state) {
     case State::kReserved:
     case State::kAwaitingAttempt:
+    case State::kCommitted:
       return begin_attempt(now, *lease, link, m);
     case State::kReceiving:
     case State::kVerifying:
@@ -225,8 +227,6 @@ void Receiver::on(TimePoint now, LinkId link, Attach m) {
     case State::kAborting:
       if (lease->next) send(lease->next->first, Refuse{lease->next->second.key, fenced});
       lease->next.emplace(link, std::move(m));
-      return;
-    case State::kCommitted:
       return;
   }
 }
@@ -326,7 +326,7 @@ void Receiver::pump() {
     pending_.pop_front();
     Lease* lease = find(p.lease);
     // An attempt that ended leaves its queue entries behind; its epoch is void.
-    if (lease == nullptr || lease->epoch != p.epoch) continue;
+    if (lease == nullptr || (lease->epoch != p.epoch && !BATON_MUTANT(fetched_after_abort))) continue;
     const Range blocks = block_range(p.chunk.tokens, local_.block_tokens);
     Fetch f{next_fetch_++, lease->link, p.lease, p.chunk.layer, p.chunk.heads, p.chunk.tokens, std::move(p.chunk.locator), {}, 0};
     f.target.assign(lease->blocks.blocks.begin() + blocks.begin, lease->blocks.blocks.begin() + blocks.end);

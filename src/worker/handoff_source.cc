@@ -93,7 +93,7 @@ HandoffSource::HandoffSource(net::Executor& loop, engine::Engine& engine, transf
       hold_ids_(options.hold_key, 1),
       self_(std::make_shared<HandoffSource*>(this)) {
   engine_.on_blocks_lacking([this](std::int32_t blocks) {
-    retention_.reclaim(blocks);
+    if (!BATON_MUTANT(hold_not_reclaimed)) retention_.reclaim(blocks);
     drop_unretained();
   });
 }
@@ -192,6 +192,7 @@ void HandoffSource::close(Id id) {
   const Key key = leg->second;
   with(key, [&](Prompt& p) {
     p.sink.reset();
+    if (BATON_MUTANT(hold_kept_on_close) && p.sender().ended()) return;
     give_up(key, p, Status(Code::kCancelled, "the prefill leg was closed"));
   });
 }
@@ -200,6 +201,7 @@ HandoffSource::Stats HandoffSource::stats() const {
   Stats s = totals_;
   s.open = prompts_.size();
   s.links_refused = links_.refused();
+  s.legs = legs_.size();
   s.retention = retention_.stats(now());
   for (const auto& [key, p] : prompts_) {
     s.oldest_held = std::max(s.oldest_held, now() - p.since);

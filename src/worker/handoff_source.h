@@ -41,6 +41,7 @@ class HandoffSource {
  public:
   struct Stats {
     std::size_t open = 0;  // prompts that are computed or still held
+    std::size_t legs = 0;  // for which they are
     // Attempts by state, kStates of them; the last one of a retained prompt counts as retained.
     int by_state[transfer::Sender::kStates] = {};
     Duration idle_handoff{}, idle_retained{};  // longest time without progress of one that has blocks

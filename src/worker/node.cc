@@ -147,6 +147,10 @@ Status Node::check_books() const {
   return {};
 }
 
+std::size_t Node::open_prefill_legs() const {
+  return static_cast<std::size_t>(std::ranges::count_if(legs_, [](const auto& l) { return l.second.handoff.has_value(); }));
+}
+
 void Node::accept_leg(LegNo no, Leg leg, net::HttpResponder& responder) {
   const auto stream = leg.stream;
   legs_.emplace(no, std::move(leg));

@@ -43,6 +43,7 @@ class Node {
   // What it holds at this moment, for tests and the simulation; check_books() says that the lease of every open leg is there.
   Status check_books() const;
   std::size_t open_legs() const { return legs_.size(); }
+  std::size_t open_prefill_legs() const;
   transfer::Receiver::Stats target_stats() const { return target_.stats(); }
   HandoffSource::Stats source_stats() const { return source_.stats(); }
 

@@ -102,6 +102,7 @@ int usage(const char* why) {
                "usage: mutants                 every mutant, then the same seeds without one; exit 1 if one is not caught\n"
                "       mutants --part I/N      every Nth of them, from the Ith on\n"
                "       mutants NAME [SEED]     one of them; with a seed, that one with its trace\n"
+               "       mutants NAME --seeds N  one of them, over so many seeds at most\n"
                "       mutants --list\n",
                why);
   return 2;
@@ -122,13 +123,13 @@ int trace(Name mutant, std::uint64_t seed) {
   return result.ok() ? 0 : 1;
 }
 
-int run_part(std::size_t part, std::size_t parts, std::string_view only) {
+int run_part(std::size_t part, std::size_t parts, std::string_view only, int seeds_max = 0) {
   int missed = 0, count = 0, seeds = 1;
   std::printf("%-28s %-26s %-6s %s\n", "MUTANT", "FILE", "SEEDS", "CAUGHT BY");
   for (std::size_t i = part; i < std::size(kMutants); i += parts) {
     const Mutant& m = kMutants[i];
     if (!only.empty() && m.name != only) continue;
-    const Outcome o = hunt(m.id, m.seeds_max);
+    const Outcome o = hunt(m.id, seeds_max > 0 ? seeds_max : m.seeds_max);
     ++count;
     if (o.found.empty()) ++missed;
     if (!o.found.empty()) seeds = std::max(seeds, o.seed);
@@ -154,6 +155,7 @@ int main(int argc, char** argv) {
   }
   for (const Mutant& m : kMutants) {
     if (word != m.name) continue;
+    if (argc == 4 && std::string_view(argv[2]) == "--seeds") return run_part(0, 1, word, std::atoi(argv[3]));
     return argc > 2 ? trace(m.id, std::strtoull(argv[2], nullptr, 10)) : run_part(0, 1, word);
   }
   return usage("no such mutant");
