@@ -351,7 +351,8 @@ class World {
       if (leg == legs_.end() || leg->second.worker != w || !leg->second.computes) continue;
       blocks += (static_cast<int>(leg->second.request.ids.size()) + 15) / 16, ++prompts;
     }
-    if (prompts > 1) EXPECT_LE(blocks, prefill_pool_) << workers_[w].name << " was given " << prompts << " prompts";
+    EXPECT_TRUE(prompts <= 1 || blocks <= prefill_pool_)
+        << workers_[w].name << " was given " << prompts << " prompts of " << blocks << " blocks";
   }
 
   void poll_once(std::size_t w) {
