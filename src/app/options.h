@@ -56,7 +56,7 @@ struct FrontFlags {
   std::optional<std::uint64_t> seed;
   int max_logprobs = 20;
   int max_requests = 4096;
-  double max_queue_wait_s = 60;
+  double max_queue_wait_s = 600;
   double request_timeout_s = 1800;
   double shutdown_timeout_s = 30;
   double progress_timeout_s = 1;

@@ -285,6 +285,7 @@ class Run {
     for (const auto& [id, f] : fetches_) BATON_CHECK_MSG(f.first.lease != a.lease, "decodes while a fetch may write");
     lease.committed = true;
   }
+  void act(Receiver::AttemptFailed& a) { BATON_CHECK(a.times.failure && a.times.ended_us >= a.times.attached_us); }
   void act(Receiver::LeaseFailed& a) {
     Lease& lease = leases_.at(a.lease);
     BATON_CHECK(!lease.committed && !lease.failed && !a.status.ok());
