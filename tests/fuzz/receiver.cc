@@ -131,7 +131,8 @@ class Run {
     spec.ids = {1, 2};
     spec.choices = 1 + input_.below(3);
     spec.deadline = now_ + std::chrono::seconds(1 + input_.below(100));
-    Lease lease{.n_tokens = spec.n_tokens, .choices = spec.choices};
+    Lease lease;
+    lease.n_tokens = spec.n_tokens, lease.choices = spec.choices;
     if (r_.reserve(now_, std::move(spec)).ok()) leases_[LeaseId(next_lease_++)] = std::move(lease);
   }
 
@@ -285,7 +286,9 @@ class Run {
     for (const auto& [id, f] : fetches_) BATON_CHECK_MSG(f.first.lease != a.lease, "decodes while a fetch may write");
     lease.committed = true;
   }
-  void act(Receiver::AttemptFailed& a) { BATON_CHECK(a.times.failure && a.times.ended_us >= a.times.attached_us); }
+  void act(Receiver::AttemptFailed& a) {
+    BATON_CHECK(leases_.contains(a.lease) && a.times.failure && a.times.ended_us >= a.times.attached_us);
+  }
   void act(Receiver::LeaseFailed& a) {
     Lease& lease = leases_.at(a.lease);
     BATON_CHECK(!lease.committed && !lease.failed && !a.status.ok());

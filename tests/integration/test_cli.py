@@ -145,7 +145,7 @@ class ServerCommandsTest(harness.BatonTest):
             terminal.type("hello\n")
             terminal.expect("tok/s]")
             terminal.expect(">>> ")
-            terminal.type("\x04")
+            terminal.leave()
             self.assertEqual(terminal.process.wait(5), 0)
         self.assertIn("very\\040long\\040story", (self.home.path / "chat_history").read_text())
 
@@ -268,6 +268,16 @@ class Terminal:
 
     def type(self, text):
         os.write(self.master, text.encode())
+
+    def leave(self, timeout=20):
+        """Ctrl-D. The prompt is there a moment before the terminal's line editing is off, and until then the kernel keeps the key to itself."""
+        deadline = time.monotonic() + timeout
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self.type("\x04")
+            try:
+                self.process.wait(0.5)
+            except subprocess.TimeoutExpired:
+                pass
 
     def expect(self, words, timeout=20):
         """Waits until `words` appear after what was expected before."""

@@ -201,7 +201,7 @@ class WorkersThatDoNotFitTest(harness.BatonTest):
             body = json.dumps({"protocol": status["protocol"] + 1, "name": "d0", "something": "new"}).encode()
             wanted = f"speaks protocol {status['protocol'] + 1}, this gateway speaks {status['protocol']}"
             deadline = time.monotonic() + 20
-            while wanted not in cluster.answers().body.decode():
+            while wanted not in cluster.processes["gateway"].log():
                 self.assertLess(time.monotonic(), deadline, cluster.logs())
                 try:
                     c, _ = listener.accept()
@@ -211,4 +211,4 @@ class WorkersThatDoNotFitTest(harness.BatonTest):
                         c.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
                 except OSError:
                     pass
-        self.assertIn(wanted, cluster.processes["gateway"].log())
+        self.assertEqual(cluster.answers().status, 200, "what is left of it serves")

@@ -184,7 +184,8 @@ class KillTest(harness.BatonTest):
             self.assertEqual(answers[0].status, 200, answers[0].body)
             events = server.record(moment)["events"]
             names = [e["event"] for e in events]
-            self.assertEqual((names.count("send_prefill"), names.count("claimed"), names.count("claim_missed")), (1, 1, 0), events)
+            self.assertEqual((names.count("send_prefill"), names.count("claim_missed")), (1, 0), events)
+            self.assertIn("claimed", names)
             self.assertNotEqual(server.record(moment)["decode_worker"], victim)
             prompt_tokens = answers[0].json()["usage"]["prompt_tokens"]
             self.assertGreater(prompt_tokens, 1000)
