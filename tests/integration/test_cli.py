@@ -269,15 +269,10 @@ class Terminal:
     def type(self, text):
         os.write(self.master, text.encode())
 
-    def leave(self, timeout=20):
-        """Ctrl-D. The prompt is there a moment before the terminal's line editing is off, and until then the kernel keeps the key to itself."""
-        deadline = time.monotonic() + timeout
-        while self.process.poll() is None and time.monotonic() < deadline:
-            self.type("\x04")
-            try:
-                self.process.wait(0.5)
-            except subprocess.TimeoutExpired:
-                pass
+    def leave(self):
+        """Ctrl-D, which the kernel keeps to itself until the program takes keys one by one: a moment after the prompt is there."""
+        harness.wait_until(lambda: not termios.tcgetattr(self.master)[3] & termios.ICANON, 20, lambda: "the line editor does not take over")
+        self.type("\x04")
 
     def expect(self, words, timeout=20):
         """Waits until `words` appear after what was expected before."""
