@@ -415,8 +415,9 @@ TEST_F(WorkerTest, ATargetThatFallsSilentIsGivenUpAndItsKvClaimed) {
     auto first = prefill(p, silent, r, lease_of(*lost), 1, proxy.port());
     ASSERT_TRUE(until([&] { return first->find<wire::Retained>() != nullptr; }));
     EXPECT_THAT(first->find<wire::Retained>()->reason->message(), HasSubstr("makes no progress"));
+    const HoldId hold = first->find<wire::Retained>()->hold;
     auto dl = decode(d, r);
-    auto second = prefill(p, d, r, lease_of(*dl), 2, 0, first->find<wire::Retained>()->hold);
+    auto second = prefill(p, d, r, lease_of(*dl), 2, 0, hold);
     ASSERT_TRUE(until([&] { return dl->done && second->done && first->done; }));
     expect_reference(*dl, r, 6);
     EXPECT_EQ(p.executor->prompt_tokens() - computed, 99) << "the prompt is computed once";
@@ -587,10 +588,11 @@ TEST_F(WorkerTest, WhoDrainsStillGivesOutWhatItHas) {
   const auto r = request(50, 5);
   auto held = call(p, "POST", "/internal/prefill", wire::to_json(wire::PrefillLeg{r, Attempt(1), {}, {}, "", "", 0, {}}));
   ASSERT_TRUE(until([&] { return p.worker->status().blocks_retained == 4; }));
+  const HoldId hold = held->find<wire::Retained>()->hold;  // a copy: more events come
   bool drained = false;
   p.worker->drain(std::chrono::seconds(10), [&] { drained = true; });
   auto dl = decode(d, r);
-  auto second = prefill(p, d, r, lease_of(*dl), 2, 0, held->find<wire::Retained>()->hold);
+  auto second = prefill(p, d, r, lease_of(*dl), 2, 0, hold);
   ASSERT_TRUE(until([&] { return dl->done && second->done && drained; }));
   expect_reference(*dl, r, 5);
 }
