@@ -164,7 +164,7 @@ class Chaos {
     while (next_fault_ && report_.began + next_fault_->at <= now()) {
       auto befallen = cluster_->inject(*next_fault_);
       if (!befallen) return;
-      if (befallen->kind == FaultKind::kGateway) gateway_killed_ = befallen->at;
+      if (befallen->took_streams) gateway_killed_ = befallen->at;
       report_.faults.push_back(std::move(*befallen));
       next_fault_ = faults.next();
       progress();
@@ -261,7 +261,8 @@ int run_chaos(Args args) {
   app.add_option(
          "--faults", flags.faults,
          "which: kill (SIGKILL), stop (SIGSTOP for 3 s), term (SIGTERM: a drain), proxy (the network: delay, throttle, hold, black\n"
-         "hole, reset, end, half-close, refusal), gateway (SIGKILL of the gateway; clients send again what it took along); all; none")
+         "hole, reset, end, half-close, refusal), gateway (SIGKILL, after which clients send again what it took along, or SIGSTOP for 3 "
+         "s); all; none")
       ->capture_default_str()
       ->group("Faults");
   app.add_option("--kill-every", flags.kill_every_s, "seconds between kills, on average")

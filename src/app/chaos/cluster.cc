@@ -170,13 +170,24 @@ ChaosCluster::Node* ChaosCluster::choose(std::uint64_t number) {
 }
 
 std::optional<Befallen> ChaosCluster::inject(const Fault& fault) {
-  Befallen out{loop_.clock().now(), fault.kind, "gateway", false, ""};
+  Befallen out{loop_.clock().now(), fault.kind, "gateway", false, "", false};
   if (fault.kind == FaultKind::kGateway) {
     const int pid = pid_of("gateway");
-    if (pid <= 0 || !whole()) return std::nullopt;
-    gateway_killed_ = true;
-    kill(pid, SIGKILL);
-    out.what = "gateway killed";
+    if (pid <= 0 || !whole() || gateway_stopped_) return std::nullopt;
+    if (fault.target % 2 == 0) {
+      gateway_killed_ = out.took_streams = true;
+      kill(pid, SIGKILL);
+      out.what = "gateway killed";
+    } else {
+      gateway_stopped_ = true;
+      kill(pid, SIGSTOP);
+      loop_.after(kStopped, [pid, alive = alive_, this] {
+        if (!*alive) return;
+        if (pid_of("gateway") == pid) kill(pid, SIGCONT);
+        gateway_stopped_ = false;
+      });
+      out.what = fmt::format("gateway stopped for {:.0f} s", to_seconds(kStopped));
+    }
     return out;
   }
   Node* node = choose(fault.target);

@@ -30,9 +30,10 @@ struct ClusterOptions {
 struct Befallen {
   TimePoint at{};
   FaultKind kind{};
-  std::string target;   // a worker, or "gateway"
-  bool decode = false;  // of the worker's role
-  std::string what;     // for a reader
+  std::string target;         // a worker, or "gateway"
+  bool decode = false;        // of the worker's role
+  std::string what;           // for a reader
+  bool took_streams = false;  // the gateway is gone, and the connections of clients with it
 };
 
 class ChaosCluster {
@@ -81,6 +82,7 @@ class ChaosCluster {
   std::optional<std::string> failure_;
   std::vector<std::string> crashes_;
   bool gateway_killed_ = false;
+  bool gateway_stopped_ = false;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for callbacks that outlive this object
 };
 

@@ -17,7 +17,7 @@ enum class FaultKind : std::uint8_t {
   kStop,     // SIGSTOP of a worker, SIGCONT after a while
   kTerm,     // SIGTERM of a worker: it drains and is started again
   kProxy,    // a path between gateway and worker, or from prefill to decode workers
-  kGateway,  // SIGKILL of the gateway: streams are cut, their clients send them again
+  kGateway,  // SIGKILL of the gateway: streams are cut, their clients send them again; or SIGSTOP and SIGCONT: they only wait
 };
 inline constexpr FaultKind kFaultKinds[] = {FaultKind::kKill, FaultKind::kStop, FaultKind::kTerm, FaultKind::kProxy, FaultKind::kGateway};
 const char* to_string(FaultKind kind);
