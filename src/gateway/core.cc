@@ -42,7 +42,7 @@ RequestKey Core::submit(TimePoint now, wire::GenerateRequest base) {
   Request& request = *owned;
   request.key = key;
   request.arrival = now;
-  request.deadline = base.timeout < kNever - now ? now + base.timeout : kNever;
+  request.deadline = deadline_of(now, base);
   request.choices.assign(static_cast<std::size_t>(base.n), ChoiceStream(static_cast<std::int32_t>(base.ids.size())));
   request.record.id = base.id;
   request.record.trace_id = wire::trace_id_of(base.traceparent);
@@ -293,14 +293,17 @@ void Core::lose_silent_legs(TimePoint now, WorkerId worker) {
   std::vector<LegId> silent;
   for (const auto& [id, leg] : legs_)
     if (leg.worker == worker && now - leg.heard_at >= options_.registry.progress_timeout) silent.push_back(id);
-  for (const LegId id : silent) {
+  give_legs_up(now, silent, Status(Code::kUnavailable, registry_.at(worker).name() + ": the leg says nothing any more"));
+}
+
+void Core::give_legs_up(TimePoint now, const std::vector<LegId>& lost, const Status& why) {
+  for (const LegId id : lost) {
     const auto leg = legs_.find(id);
     if (leg == legs_.end()) continue;  // went with its partner
     Request* request = find(leg->second.request);
     BATON_CHECK(request != nullptr);
     actions_.push_back(CancelLeg{id});
-    leg_failed(*request, id, now, Status(Code::kUnavailable, registry_.at(worker).name() + ": the leg says nothing any more"),
-               Fault::kLost);
+    leg_failed(*request, id, now, why, Fault::kLost);
   }
 }
 
@@ -317,17 +320,9 @@ void Core::lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> 
   std::vector<LegId> lost;
   for (const auto& [id, leg] : legs_)
     if (leg.worker == worker && (!living || leg.incarnation != *living)) lost.push_back(id);
-  const Status status(Code::kUnavailable, registry_.at(worker).name() + " " + why);
   room_changed_ = true;  // it may have been the last one: who waits must hear of it
   if (const auto head = admission_.next(); head && BATON_MUTANT(queue_head_dropped)) admission_.erase(*head);
-  for (const LegId id : lost) {
-    const auto leg = legs_.find(id);
-    if (leg == legs_.end()) continue;  // went with its partner
-    Request* request = find(leg->second.request);
-    BATON_CHECK(request != nullptr);
-    actions_.push_back(CancelLeg{id});
-    leg_failed(*request, id, now, status, Fault::kLost);
-  }
+  give_legs_up(now, lost, Status(Code::kUnavailable, registry_.at(worker).name() + " " + why));
   sweep(now);
 }
 

@@ -196,6 +196,7 @@ class Core {
   bool only_preempted(Request& request, const Run& run, TimePoint now) const;
   void lose_legs(TimePoint now, WorkerId worker, std::optional<Incarnation> living, const std::string& why);
   void lose_silent_legs(TimePoint now, WorkerId worker);
+  void give_legs_up(TimePoint now, const std::vector<LegId>& lost, const Status& why);
   void forgive_own_pause(TimePoint now);
 
   // core_legs.cc: how a run gets its legs, and lets go of them
@@ -217,6 +218,7 @@ class Core {
   void on_retained(Request& request, LegId leg, TimePoint now, const wire::Retained& event);
   void on_committed(Request& request, std::size_t run_index, TimePoint now, wire::Committed event);
   void on_tokens(Request& request, LegId leg, TimePoint now, std::vector<wire::TokenEvent> tokens);
+  void emit(Request& request, std::vector<wire::TokenEvent> tokens);
   void on_finish(Request& request, LegId leg, TimePoint now, const wire::FinishEvent& event);
   static bool complete(Request& request, const Run& run);
   void on_done(Request& request, LegId leg, TimePoint now);

@@ -161,9 +161,7 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
   std::vector<wire::TokenEvent> ready;
   // What was taken before the nonsense is emitted: a continuation starts behind it.
   const auto nonsense = [&](const std::string& what) {
-    stats_.tokens += ready.size();
-    request.record.tokens += static_cast<std::int64_t>(ready.size());
-    for (wire::TokenEvent& token : ready) deliver(request, std::move(token));
+    emit(request, std::move(ready));
     garbage(request, id, now, what);
   };
   for (wire::TokenEvent& token : tokens) {
@@ -212,10 +210,14 @@ void Core::on_tokens(Request& request, LegId id, TimePoint now, std::vector<wire
     note(request, now, "first_token", worker);
     deliver_served(request);
   }
-  stats_.tokens += ready.size();
   admission_.spent(now, request.tenant, std::ssize(ready));
-  request.record.tokens += static_cast<std::int64_t>(ready.size());
-  for (wire::TokenEvent& token : ready) deliver(request, std::move(token));
+  emit(request, std::move(ready));
+}
+
+void Core::emit(Request& request, std::vector<wire::TokenEvent> tokens) {
+  stats_.tokens += tokens.size();
+  request.record.tokens += std::ssize(tokens);
+  for (wire::TokenEvent& token : tokens) deliver(request, std::move(token));
 }
 
 bool Core::complete(Request& request, const Run& run) {

@@ -40,8 +40,7 @@ Status Core::admit(TimePoint now, const wire::GenerateRequest& base) {
   BATON_RETURN_IF_ERROR(admission_.within_limits(now, tenant, holding_));
   const Capacity capacity = this->capacity();
   const Duration prefill = placement_.least_prefill({base.ids, base.n, 0, base.cache_salt});
-  const TimePoint deadline = base.timeout < kNever - now ? now + base.timeout : kNever;
-  const Ahead ahead = admission_.ahead(tenant, due_time(now, deadline, prefill, base.priority));
+  const Ahead ahead = admission_.ahead(tenant, due_time(now, deadline_of(now, base), prefill, base.priority));
   const Duration wait = expected_wait(ahead, base.n, capacity);
   if (wait + prefill > base.timeout) {
     return refuse("its first token would take " + to_text(wait + prefill) + ", of which " + to_text(wait) +

@@ -21,6 +21,10 @@ enum class RunState : std::uint8_t {
   kEnded,       // D is done, or other runs took over
 };
 
+inline TimePoint deadline_of(TimePoint arrival, const wire::GenerateRequest& request) {
+  return request.timeout < kNever - arrival ? arrival + request.timeout : kNever;
+}
+
 struct Core::Run {
   int first = 0, n = 1;  // choices [first, first + n) of the request
   RunState state = RunState::kReserving;

@@ -46,6 +46,15 @@ class SenderTest : public ::testing::Test {
     for (int layer = 0; layer < layers; ++layer) s.layer_ready(now_, layer, 0, kTokens);
   }
 
+  // Attached, granted, computed, with its first token: it has said everything.
+  void say_everything(Sender& s) {
+    s.attach(now_);
+    s.message(now_, grant(1, 1));
+    compute(s);
+    s.first_tokens(now_, first());
+    drain(s);
+  }
+
   TimePoint now_{};
   bool answer_digests_ = true;
   std::vector<Message> sent_;
@@ -172,11 +181,7 @@ TEST_F(SenderTest, AfterANackTheKvStaysUntilDReadsNoMore) {
   for (const bool answered : {true, false}) {
     released_ = 0;
     Sender s(spec(1, 1), {});
-    s.attach(now_);
-    s.message(now_, grant(1, 1));
-    compute(s);
-    s.first_tokens(now_, first());
-    drain(s);
+    say_everything(s);
     s.message(now_, Nack{s.key(), Status(Code::kCancelled, "the decode leg was closed")});
     drain(s);
     EXPECT_EQ(outcomes_.back().state, State::kNacked) << "the logical end";
@@ -280,11 +285,7 @@ TEST_F(SenderTest, ATargetThatMakesNoProgressIsGivenUp) {
   given_up(no_fetch);
 
   Sender no_ack(spec(1, 1), {});
-  no_ack.attach(now_);
-  no_ack.message(now_, grant(1, 1));
-  compute(no_ack);
-  no_ack.first_tokens(now_, first());
-  drain(no_ack);
+  say_everything(no_ack);
   ASSERT_EQ(no_ack.state(), State::kCommitting);
   for (const std::uint64_t bytes : {100u, 200u, 640u}) {
     now_ += limit - Duration(1);
@@ -294,11 +295,7 @@ TEST_F(SenderTest, ATargetThatMakesNoProgressIsGivenUp) {
 }
 TEST_F(SenderTest, ATargetThatProvesAByteAtATimeHasTheRequestsDeadline) {
   Sender s(spec(1, 1), {});
-  s.attach(now_);
-  s.message(now_, grant(1, 1));
-  compute(s);
-  s.first_tokens(now_, first());
-  drain(s);
+  say_everything(s);
   for (std::uint64_t bytes = 1; outcomes_.empty(); ++bytes) {
     ASSERT_LT(bytes, 100u);
     now_ += SenderOptions().progress_timeout - Duration(1);

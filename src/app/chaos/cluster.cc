@@ -180,13 +180,7 @@ std::optional<Befallen> ChaosCluster::inject(const Fault& fault) {
       out.what = "gateway killed";
     } else {
       gateway_stopped_ = true;
-      kill(pid, SIGSTOP);
-      loop_.after(kStopped, [pid, alive = alive_, this] {
-        if (!*alive) return;
-        if (pid_of("gateway") == pid) kill(pid, SIGCONT);
-        gateway_stopped_ = false;
-      });
-      out.what = fmt::format("gateway stopped for {:.0f} s", to_seconds(kStopped));
+      out.what = stop("gateway", [this] { gateway_stopped_ = false; });
     }
     return out;
   }
@@ -206,13 +200,7 @@ std::optional<Befallen> ChaosCluster::inject(const Fault& fault) {
       break;
     case FaultKind::kStop:
       node->lifted = false;
-      kill(pid, SIGSTOP);
-      loop_.after(kStopped, [node, alive = alive_, this] {
-        if (!*alive) return;
-        if (const int stopped = pid_of(node->plan->name); stopped > 0) kill(stopped, SIGCONT);
-        node->lifted = true;
-      });
-      out.what = fmt::format("{} stopped for {:.0f} s", out.target, to_seconds(kStopped));
+      out.what = stop(out.target, [node] { node->lifted = true; });
       break;
     case FaultKind::kProxy:
       out.what = break_path(*node, fault);
@@ -221,6 +209,16 @@ std::optional<Befallen> ChaosCluster::inject(const Fault& fault) {
       break;
   }
   return out;
+}
+
+std::string ChaosCluster::stop(const std::string& name, std::function<void()> lifted) {
+  kill(pid_of(name), SIGSTOP);
+  loop_.after(kStopped, [name, lifted = std::move(lifted), alive = alive_, this] {
+    if (!*alive) return;
+    if (const int stopped = pid_of(name); stopped > 0) kill(stopped, SIGCONT);
+    lifted();
+  });
+  return fmt::format("{} stopped for {:.0f} s", name, to_seconds(kStopped));
 }
 
 // Half of the faults of a decode worker's paths are on the one from the prefill workers.

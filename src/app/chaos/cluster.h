@@ -2,6 +2,7 @@
 // The cluster that a chaos run owns: gateway and workers as children, a fault proxy on every path between gateway and worker and from
 // prefill to decode workers, and the faults that befall them.
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -70,6 +71,8 @@ class ChaosCluster {
   int pid_of(const std::string& name) const;
   Node* choose(std::uint64_t number);
   std::string break_path(Node& node, const Fault& fault);
+  // SIGSTOP, and SIGCONT after a while; then `lifted`. What was done, in words.
+  std::string stop(const std::string& name, std::function<void()> lifted);
   void get(int port, const std::string& target, std::function<void(std::string body)> done);
 
   net::EventLoop& loop_;
