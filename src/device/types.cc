@@ -87,6 +87,16 @@ Tensor Tensor::contiguous(Buffer* buffer, DType dtype, std::initializer_list<std
   return t;
 }
 
+bool Tensor::is_contiguous() const {
+  std::int64_t wanted = 1;
+  for (int d = rank - 1; d >= 0; --d) {
+    const auto i = static_cast<std::size_t>(d);
+    if (shape[i] != 1 && stride[i] != wanted) return false;
+    wanted *= shape[i];
+  }
+  return true;
+}
+
 std::int64_t Tensor::elements() const {
   std::int64_t n = 1;
   for (int d = 0; d < rank; ++d) n *= shape[static_cast<std::size_t>(d)];

@@ -51,6 +51,7 @@ struct Tensor {
 
   static Tensor contiguous(Buffer* buffer, DType dtype, std::initializer_list<std::int64_t> shape, std::int64_t offset = 0);
   std::int64_t elements() const;
+  bool is_contiguous() const;
   // Rows [begin, end) of the first dimension.
   Tensor rows(std::int64_t begin, std::int64_t end) const;
   // Columns [begin, end) of the last dimension (stays a strided view).

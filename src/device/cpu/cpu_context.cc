@@ -4,25 +4,6 @@
 #include <string>
 
 namespace baton::device::cpu {
-namespace {
-
-bool is_contiguous(const Tensor& t) {
-  std::int64_t stride = 1;
-  for (int d = t.rank - 1; d >= 0; --d) {
-    const auto i = static_cast<std::size_t>(d);
-    if (t.shape[i] != 1 && t.stride[i] != stride) return false;
-    stride *= t.shape[i];
-  }
-  return true;
-}
-
-std::byte* bytes_of(const Tensor& t) {
-  BATON_CHECK(t.buffer != nullptr && is_contiguous(t));
-  return static_cast<CpuBuffer*>(t.buffer)->data() + static_cast<std::size_t>(t.offset) * size_of(t.dtype);
-}
-
-}  // namespace
-
 CpuContext::CpuContext(Isa isa, std::vector<int> cores, std::unique_ptr<CpuBuffer> arena)
     : team_(std::move(cores)), ops_(isa, team_), arena_(std::move(arena)) {}
 

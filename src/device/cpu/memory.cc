@@ -121,4 +121,9 @@ void CpuBuffer::point_to(void* data, std::size_t bytes) {
   bytes_ = bytes;
 }
 
+std::byte* bytes_of(const Tensor& t) {
+  BATON_CHECK(t.buffer != nullptr && t.is_contiguous());
+  return static_cast<CpuBuffer*>(t.buffer)->data() + static_cast<std::size_t>(t.offset) * size_of(t.dtype);
+}
+
 }  // namespace baton::device::cpu

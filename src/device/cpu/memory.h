@@ -39,4 +39,7 @@ class CpuBuffer final : public Buffer {
   std::size_t mapped_ = 0;
 };
 
+// The memory of a tensor whose elements lie one after the other.
+std::byte* bytes_of(const Tensor& t);
+
 }  // namespace baton::device::cpu

@@ -1,12 +1,13 @@
 #include "device/cpu/team.h"
 
 #include <sched.h>
-#include <time.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <thread>
+
+#include "device/cpu/spin.h"
 
 namespace baton::device::cpu {
 namespace {
@@ -14,34 +15,6 @@ namespace {
 // How long a waiter spins before it sleeps: longer than the serial code between two regions of a step, short enough that an idle server, or
 // two processes that share a core, lose nothing worth naming.
 constexpr std::int64_t kSpinNs = 50'000;
-
-std::int64_t now_ns() {
-  timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec * 1'000'000'000LL + t.tv_nsec;
-}
-
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-// Whether `done` came true within the spin.
-template <class F>
-bool spin(F&& done) {
-  for (std::int64_t end = 0;;) {
-    for (int i = 0; i < 32; ++i) {
-      if (done()) return true;
-      relax();
-    }
-    const std::int64_t now = now_ns();
-    if (end == 0) end = now + kSpinNs;
-    if (now >= end) return false;
-  }
-}
 
 void pin(int core) {
   cpu_set_t set;
@@ -72,7 +45,7 @@ struct Team::Impl {
 void Team::Impl::member(int index) {
   pin(cores[static_cast<std::size_t>(index)]);
   for (std::uint32_t seen = 0;; ++seen) {
-    if (!spin([&] { return epoch.load(std::memory_order_acquire) != seen; })) {
+    if (!spin(kSpinNs, [&] { return epoch.load(std::memory_order_acquire) != seen; })) {
       // Announce first, look again after: the caller either sees the announcement and wakes us, or we see its epoch.
       parked.fetch_add(1, std::memory_order_seq_cst);
       while (epoch.load(std::memory_order_seq_cst) == seen) epoch.wait(seen, std::memory_order_seq_cst);
@@ -111,7 +84,7 @@ void Team::run_erased(void (*fn)(void*, int), void* user) {
   t.epoch.fetch_add(1, std::memory_order_seq_cst);
   if (t.parked.load(std::memory_order_seq_cst) > 0) t.epoch.notify_all();
   fn(user, 0);
-  if (spin([&] { return t.running.load(std::memory_order_acquire) == 0; })) return;
+  if (spin(kSpinNs, [&] { return t.running.load(std::memory_order_acquire) == 0; })) return;
   t.caller_parked.store(true, std::memory_order_seq_cst);
   for (std::uint32_t left; (left = t.running.load(std::memory_order_seq_cst)) != 0;) t.running.wait(left, std::memory_order_seq_cst);
   t.caller_parked.store(false, std::memory_order_relaxed);
