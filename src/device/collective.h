@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "base/ids.h"
+#include "base/status.h"
 #include "device/types.h"
 
 namespace baton::device {
@@ -16,8 +17,13 @@ class Collective {
   // x := sum over ranks, in place, ordered with the context's stream. Every rank calls the same collectives in the same order. A rank that
   // does not come within the group's deadline fails the group: kDeadlineExceeded at the next synchronisation on the others.
   virtual void all_reduce(const Tensor& x) = 0;
-  // out [size, ...] := x of each rank, in rank order.
-  virtual void all_gather(const Tensor& x, const Tensor& out) = 0;
+  // On rank 0: out [T, sum of the ranks' columns] := the x [T, columns] of all ranks side by side, in rank order; each may have another
+  // number of columns. The others' `out` is not used.
+  virtual void gather_columns(const Tensor& x, const Tensor& out) = 0;
+  // What each rank queued before is visible to all when it returns.
+  virtual void barrier() = 0;
+  // This rank cannot go on: the others' collectives return, and their next synchronisation says why.
+  virtual void fail(const Status& why) = 0;
 };
 
 // The group of one: nothing to do.

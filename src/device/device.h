@@ -82,12 +82,14 @@ class Device {
   // here; the host data is not needed afterwards.
   virtual Result<std::unique_ptr<Linear>> prepare_linear(std::span<const HostWeight> parts, std::span<const float> bias,
                                                          ComputeType compute) = 0;
-  virtual Result<std::unique_ptr<Embedding>> prepare_embedding(const HostWeight& table) = 0;
+  // `first_id`: of the table's first row. Ids outside the table give rows of zeros: another rank has them.
+  virtual Result<std::unique_ptr<Embedding>> prepare_embedding(const HostWeight& table, std::int32_t first_id = 0) = 0;
   // cos and sin of positions 0 .. positions-1 for the given inverse frequencies (head_dim / 2 of them), scaled by `attention_factor`.
   virtual Result<std::unique_ptr<RopeTable>> prepare_rope(std::span<const double> inverse_frequencies, std::int64_t positions,
                                                           double attention_factor) = 0;
   virtual DType activation_dtype(ComputeType compute) const = 0;
-  // Names one order of summation: equal ids promise equal bits. E.g. "cpu/avx512-bf16-vnni/int8/kv-bf16".
+  // Names one order of summation: equal ids promise equal bits. E.g. "cpu/avx512-bf16-vnni/int8/kv-bf16", with "/tp2" behind it in a group
+  // of two.
   virtual std::string numerics_id(ComputeType compute, DType kv_dtype) const = 0;
   virtual P2p* p2p() = 0;
   virtual MachineLimits measure_limits() = 0;
@@ -101,6 +103,9 @@ struct DeviceOptions {
 };
 // kNotFound names the kinds there are; kInvalidArgument an ISA or a core that this machine lacks.
 Result<std::unique_ptr<Device>> open_device(const DeviceOptions& options);
+// The devices of one tensor-parallel instance, in the order of their ranks, all of one kind: their contexts share a group of collectives.
+// `collective_deadline`: how long one waits for the last of them.
+Result<std::vector<std::unique_ptr<Device>>> open_devices(std::span<const DeviceOptions> ranks, Duration collective_deadline);
 std::vector<std::string> device_kinds();
 
 }  // namespace baton::device

@@ -83,9 +83,10 @@ TEST(Collective, OfOneGathersItself) {
   Bytes bytes;
   const auto solo = solo_collective();
   EXPECT_EQ(solo->size(), 1);
-  const Tensor x = Tensor::contiguous(&bytes, DType::kF32, {4});
+  const Tensor x = Tensor::contiguous(&bytes, DType::kF32, {2, 4});
   solo->all_reduce(x);
-  solo->all_gather(x, Tensor::contiguous(&bytes, DType::kF32, {1, 4}));
+  solo->gather_columns(x, x);
+  solo->barrier();
 }
 
 }  // namespace

@@ -6,19 +6,26 @@ namespace {
 
 struct Kind {
   const char* name;
-  Result<std::unique_ptr<Device>> (*open)(const DeviceOptions&);
+  Result<std::vector<std::unique_ptr<Device>>> (*open)(std::span<const DeviceOptions> ranks, Duration collective_deadline);
 };
 constexpr Kind kKinds[] = {{"cpu", cpu::CpuDevice::open}};
 
 }  // namespace
 
-Result<std::unique_ptr<Device>> open_device(const DeviceOptions& options) {
+Result<std::vector<std::unique_ptr<Device>>> open_devices(std::span<const DeviceOptions> ranks, Duration collective_deadline) {
+  BATON_CHECK(!ranks.empty());
+  const std::string& wanted = ranks[0].kind;
   std::string known;
   for (const Kind& kind : kKinds) {
-    if (options.kind == kind.name) return kind.open(options);
+    if (wanted == kind.name) return kind.open(ranks, collective_deadline);
     known += (known.empty() ? "" : ", ") + std::string(kind.name);
   }
-  return Status(Code::kNotFound, "no device of kind '" + options.kind + "'; there are: " + known);
+  return Status(Code::kNotFound, "no device of kind '" + wanted + "'; there are: " + known);
+}
+
+Result<std::unique_ptr<Device>> open_device(const DeviceOptions& options) {
+  BATON_ASSIGN_OR_RETURN(auto devices, open_devices({&options, 1}, Duration(0)));
+  return std::move(devices[0]);
 }
 
 std::vector<std::string> device_kinds() {

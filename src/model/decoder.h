@@ -10,6 +10,7 @@
 #include "device/device.h"
 #include "model/config.h"
 #include "model/model_files.h"
+#include "model/shard_plan.h"
 
 namespace baton::model {
 
@@ -18,22 +19,29 @@ struct DecoderOptions {
   std::int64_t max_positions = 0;  // 0: the model's
   std::int32_t max_tokens = 512;   // of one step: sizes the arena
   std::int32_t max_logit_rows = 64;
+  Rank rank{};    // of a tensor-parallel group: this decoder holds its shard,
+  int ranks = 1;  // and computes together with those of the others, each on its own thread
   std::function<void(std::int64_t done_bytes, std::int64_t all_bytes)> on_progress;  // while loading; may be empty
 };
 
+// How a model is cut for `ranks` ranks. kInvalidArgument names the file and the degrees that work.
+Result<ShardPlan> shard_plan(const ModelFiles& files, int ranks);
+
 class Decoder {
  public:
-  // Prepares all weights on the device. Holds no reference to `files` afterwards, but for what HostWeight::keep_alive keeps mapped.
+  // Prepares its rank's weights on the device. Holds no reference to `files` afterwards, but for what HostWeight::keep_alive keeps mapped.
   static Result<std::unique_ptr<Decoder>> load(device::Device& device, const ModelFiles& files, const DecoderOptions& options);
 
-  const ModelConfig& config() const { return config_; }
+  const ModelConfig& config() const { return config_; }  // of the whole model
+  const Shard& shard() const { return shard_; }
   // Bytes of arena that forward() needs for the given options.
   std::size_t arena_bytes() const { return arena_bytes_; }
-  // Bytes of weights that a decode step reads (all linears and the head).
+  // Bytes of weights that a decode step reads on this rank (all linears and the head).
   std::size_t weight_bytes() const;
 
   // Runs one step: meta.tokens() tokens through all layers, KV into `pool`. Calls `layer_done(user, layer)` through Context::notify once a
-  // layer's K and V are in the pool (null: never). Returns logits [logit_rows, vocab] f32 as a device tensor in the context's arena.
+  // layer's K and V are in the pool (null: never); on rank 0 once they are in all ranks' pools. Returns logits [logit_rows, vocab] f32 as a
+  // device tensor in the context's arena; on ranks other than 0 nothing of worth.
   Result<device::Tensor> forward(device::Context& context, const device::StepMeta& meta, device::KvPool& pool,
                                  void (*layer_done)(void* user, std::uint64_t layer), void* user) const;
 
@@ -41,6 +49,7 @@ class Decoder {
   struct Layer;
   Decoder() = default;
   ModelConfig config_;
+  Shard shard_;
   DecoderOptions options_;
   std::size_t arena_bytes_ = 0;
   std::unique_ptr<device::Embedding> embed_;

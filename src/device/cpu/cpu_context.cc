@@ -4,8 +4,12 @@
 #include <string>
 
 namespace baton::device::cpu {
-CpuContext::CpuContext(Isa isa, std::vector<int> cores, std::unique_ptr<CpuBuffer> arena)
-    : team_(std::move(cores)), ops_(isa, team_), arena_(std::move(arena)) {}
+CpuContext::CpuContext(Isa isa, std::vector<int> cores, std::unique_ptr<CpuBuffer> arena, std::shared_ptr<Group> group, Rank rank)
+    : team_(std::move(cores)),
+      ops_(isa, team_),
+      group_(std::move(group)),
+      collective_(group_ ? group_->join(rank, team_) : solo_collective()),
+      arena_(std::move(arena)) {}
 
 Result<Tensor> CpuContext::scratch(DType dtype, std::initializer_list<std::int64_t> shape) {
   const std::size_t begin = (arena_used_ + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
@@ -47,6 +51,9 @@ Status CpuContext::upload(const Tensor& target, const void* source, std::size_t 
 
 Result<const void*> CpuContext::download(const Tensor& source) { return static_cast<const void*>(bytes_of(source)); }
 
-Status CpuContext::synchronize(Duration) { return ops_.take_error(); }
+Status CpuContext::synchronize(Duration) {
+  BATON_RETURN_IF_ERROR(ops_.take_error());
+  return group_ && group_->failed() ? group_->status() : Status();
+}
 
 }  // namespace baton::device::cpu

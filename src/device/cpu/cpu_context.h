@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "device/cpu/cpu_ops.h"
+#include "device/cpu/group.h"
 #include "device/device.h"
 
 namespace baton::device::cpu {
@@ -13,7 +14,8 @@ namespace baton::device::cpu {
 // it is destroyed.
 class CpuContext final : public Context {
  public:
-  CpuContext(Isa isa, std::vector<int> cores, std::unique_ptr<CpuBuffer> arena);
+  // `group`: null for the group of one.
+  CpuContext(Isa isa, std::vector<int> cores, std::unique_ptr<CpuBuffer> arena, std::shared_ptr<Group> group, Rank rank);
 
   Ops& ops() override { return ops_; }
   Collective& collective() override { return *collective_; }
@@ -32,7 +34,8 @@ class CpuContext final : public Context {
 
   Team team_;
   CpuOps ops_;
-  std::unique_ptr<Collective> collective_ = solo_collective();
+  std::shared_ptr<Group> group_;
+  std::unique_ptr<Collective> collective_;
   std::unique_ptr<CpuBuffer> arena_;
   std::size_t arena_used_ = 0;
   std::array<Twins, 2> twins_;

@@ -32,13 +32,21 @@ Result<Isa> choose_isa(const std::string& name) {
 
 }  // namespace
 
-Result<std::unique_ptr<Device>> CpuDevice::open(const DeviceOptions& options) {
-  BATON_ASSIGN_OR_RETURN(const Isa isa, choose_isa(options.isa));
-  BATON_ASSIGN_OR_RETURN(std::vector<int> cores, choose_cores(options.cores, options.threads));
-  return std::unique_ptr<Device>(new CpuDevice(isa, std::move(cores)));
+Result<std::vector<std::unique_ptr<Device>>> CpuDevice::open(std::span<const DeviceOptions> ranks, Duration collective_deadline) {
+  const int size = static_cast<int>(ranks.size());
+  const auto group = size > 1 ? std::make_shared<Group>(size, collective_deadline) : nullptr;
+  std::vector<std::unique_ptr<Device>> devices;
+  for (const DeviceOptions& options : ranks) {
+    BATON_ASSIGN_OR_RETURN(const Isa isa, choose_isa(options.isa));
+    BATON_ASSIGN_OR_RETURN(std::vector<int> cores, choose_cores(options.cores, options.threads));
+    const Rank rank(static_cast<std::int32_t>(devices.size()));
+    devices.push_back(std::unique_ptr<Device>(new CpuDevice(isa, std::move(cores), group, rank)));
+  }
+  return devices;
 }
 
-CpuDevice::CpuDevice(Isa isa, std::vector<int> cores) : isa_(isa), cores_(std::move(cores)) {
+CpuDevice::CpuDevice(Isa isa, std::vector<int> cores, std::shared_ptr<Group> group, Rank rank)
+    : isa_(isa), cores_(std::move(cores)), group_(std::move(group)), rank_(rank) {
   info_.kind = "cpu";
   info_.name = cpu_name() + ", " + std::to_string(cores_.size()) + (cores_.size() == 1 ? " core" : " cores");
   info_.isa = to_string(isa_);
@@ -50,7 +58,7 @@ CpuDevice::CpuDevice(Isa isa, std::vector<int> cores) : isa_(isa), cores_(std::m
 
 Result<std::unique_ptr<Context>> CpuDevice::create_context(const ContextOptions& options) {
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<CpuBuffer> arena, CpuBuffer::allocate(options.arena_bytes));
-  return std::unique_ptr<Context>(std::make_unique<CpuContext>(isa_, cores_, std::move(arena)));
+  return std::unique_ptr<Context>(std::make_unique<CpuContext>(isa_, cores_, std::move(arena), group_, rank_));
 }
 
 Result<std::unique_ptr<Buffer>> CpuDevice::allocate(std::size_t bytes) { return upcast<Buffer>(CpuBuffer::allocate(bytes)); }
@@ -62,8 +70,8 @@ Result<std::unique_ptr<Linear>> CpuDevice::prepare_linear(std::span<const HostWe
   return upcast<Linear>(make_linear(isa_, parts, bias, compute, weights_));
 }
 
-Result<std::unique_ptr<Embedding>> CpuDevice::prepare_embedding(const HostWeight& table) {
-  return upcast<Embedding>(CpuEmbedding::create(table));
+Result<std::unique_ptr<Embedding>> CpuDevice::prepare_embedding(const HostWeight& table, std::int32_t first_id) {
+  return upcast<Embedding>(CpuEmbedding::create(table, first_id));
 }
 
 Result<std::unique_ptr<RopeTable>> CpuDevice::prepare_rope(std::span<const double> inverse_frequencies, std::int64_t positions,
@@ -73,7 +81,7 @@ Result<std::unique_ptr<RopeTable>> CpuDevice::prepare_rope(std::span<const doubl
 
 std::string CpuDevice::numerics_id(ComputeType compute, DType kv_dtype) const {
   return "cpu/" + info_.isa + "/" + std::string(to_string(compute)) + "/kv-" + std::string(to_string(kv_dtype)) + "/r" +
-         std::to_string(kNumericsRevision);
+         std::to_string(kNumericsRevision) + (group_ ? "/tp" + std::to_string(group_->size()) : "");
 }
 
 MachineLimits CpuDevice::measure_limits() {

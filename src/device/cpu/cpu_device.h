@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "device/cpu/group.h"
 #include "device/cpu/isa.h"
 #include "device/cpu/weight_arena.h"
 #include "device/device.h"
@@ -12,7 +13,7 @@ namespace baton::device::cpu {
 
 class CpuDevice final : public Device {
  public:
-  static Result<std::unique_ptr<Device>> open(const DeviceOptions& options);
+  static Result<std::vector<std::unique_ptr<Device>>> open(std::span<const DeviceOptions> ranks, Duration collective_deadline);
 
   const DeviceInfo& info() const override { return info_; }
   Result<std::unique_ptr<Context>> create_context(const ContextOptions& options) override;
@@ -20,7 +21,7 @@ class CpuDevice final : public Device {
   Result<std::unique_ptr<KvPool>> create_kv_pool(KvSpec spec) override;
   Result<std::unique_ptr<Linear>> prepare_linear(std::span<const HostWeight> parts, std::span<const float> bias,
                                                  ComputeType compute) override;
-  Result<std::unique_ptr<Embedding>> prepare_embedding(const HostWeight& table) override;
+  Result<std::unique_ptr<Embedding>> prepare_embedding(const HostWeight& table, std::int32_t first_id) override;
   Result<std::unique_ptr<RopeTable>> prepare_rope(std::span<const double> inverse_frequencies, std::int64_t positions,
                                                   double attention_factor) override;
   DType activation_dtype(ComputeType) const override { return DType::kF32; }
@@ -29,9 +30,11 @@ class CpuDevice final : public Device {
   MachineLimits measure_limits() override;
 
  private:
-  CpuDevice(Isa isa, std::vector<int> cores);
+  CpuDevice(Isa isa, std::vector<int> cores, std::shared_ptr<Group> group, Rank rank);
   const Isa isa_;
   const std::vector<int> cores_;
+  const std::shared_ptr<Group> group_;  // null: the only rank
+  const Rank rank_;
   const std::shared_ptr<WeightArena> weights_ = std::make_shared<WeightArena>();  // of all layers, in the order of their preparation
   DeviceInfo info_;
 };

@@ -61,7 +61,7 @@ class Group::Member final : public Collective {
 
   void all_reduce(const Tensor& x) override {
     BATON_CHECK(x.dtype == DType::kF32);
-    publish(bytes_of(x));
+    publish(bytes_of(x), static_cast<std::size_t>(x.elements()) * sizeof(float));
     if (!group_.meet(rank_)) return;
     const Range own = split(static_cast<long>(x.elements()), kGrain, rank_, size());
     team_.run([&](int member) {
@@ -71,18 +71,32 @@ class Group::Member final : public Collective {
     (void)group_.meet(rank_);
   }
 
-  void all_gather(const Tensor& x, const Tensor& out) override {
-    const std::size_t bytes = static_cast<std::size_t>(x.elements()) * size_of(x.dtype);
-    BATON_CHECK(out.dtype == x.dtype && out.elements() == x.elements() * size());
-    publish(bytes_of(x));
+  void gather_columns(const Tensor& x, const Tensor& out) override {
+    const std::int64_t rows = x.shape[0], width = x.shape[1];
+    publish(bytes_of(x), static_cast<std::size_t>(width) * size_of(x.dtype));
     if (!group_.meet(rank_)) return;
-    for (std::size_t other = 0; other < group_.slots_.size(); ++other)
-      std::memcpy(bytes_of(out) + other * bytes, group_.slots_[other].data, bytes);
+    if (rank_ == 0) {
+      BATON_CHECK(out.dtype == x.dtype && out.shape[0] == rows);
+      const std::size_t row_bytes = static_cast<std::size_t>(out.shape[1]) * size_of(out.dtype);
+      std::byte* to = bytes_of(out);
+      for (const Slot& slot : group_.slots_) {
+        for (std::int64_t r = 0; r < rows; ++r)
+          std::memcpy(to + static_cast<std::size_t>(r) * row_bytes, slot.data + static_cast<std::size_t>(r) * slot.bytes, slot.bytes);
+        to += slot.bytes;
+      }
+      BATON_CHECK(to == bytes_of(out) + row_bytes);
+    }
     (void)group_.meet(rank_);
   }
 
+  void barrier() override { (void)group_.meet(rank_); }
+  void fail(const Status& why) override { group_.fail(why.with_context("rank " + std::to_string(rank_))); }
+
  private:
-  void publish(std::byte* data) { group_.slots_[static_cast<std::size_t>(rank_)].data = data; }
+  void publish(std::byte* data, std::size_t bytes) {
+    Slot& own = group_.slots_[static_cast<std::size_t>(rank_)];
+    own.data = data, own.bytes = bytes;
+  }
 
   // [begin, end) of everybody's data := their sum, in rank order.
   void sum(long begin, long end) {

@@ -34,7 +34,8 @@ class Group {
   class Member;
   struct alignas(64) Slot {
     std::atomic<std::uint64_t> met{0};  // meetings that the rank has come to
-    std::byte* data = nullptr;          // what it brings to the present one
+    std::byte* data = nullptr;          // what it brings to the present one,
+    std::size_t bytes = 0;              // and how much: all of it, or a row
   };
   bool meet(int rank);
 

@@ -57,16 +57,23 @@ TEST(Group, SumsInRankOrderOnEveryRank) {
   }
 }
 
-TEST(Group, GathersInRankOrder) {
+TEST(Group, GathersColumnsOfAnyWidthOnTheFirstRank) {
+  constexpr std::int64_t kRows = 3, kWidths[] = {33, 7, 16}, kAll = 56;
   Group group(3, kLong);
   as_ranks(group, [&](Collective& collective) {
+    const int rank = collective.rank().value;
+    const std::int64_t width = kWidths[rank];
     for (std::uint64_t round = 0; round < 100; ++round) {
-      std::vector<float> x = values_of(collective.rank().value, round, 33), out(99);
+      std::vector<float> x = values_of(rank, round, static_cast<std::size_t>(kRows * width)), out(kRows * kAll);
       CpuBuffer from(x.data(), x.size() * sizeof(float)), to(out.data(), out.size() * sizeof(float));
-      collective.all_gather(Tensor::contiguous(&from, DType::kF32, {33}), Tensor::contiguous(&to, DType::kF32, {3, 33}));
-      for (int r = 0; r < 3; ++r) {
-        const std::vector<float> wanted = values_of(r, round, 33);
-        ASSERT_TRUE(std::equal(wanted.begin(), wanted.end(), out.begin() + 33 * r));
+      collective.gather_columns(Tensor::contiguous(&from, DType::kF32, {kRows, width}),
+                                rank == 0 ? Tensor::contiguous(&to, DType::kF32, {kRows, kAll}) : Tensor());
+      std::int64_t at = 0;
+      for (int other = 0; rank == 0 && other < 3; at += kWidths[other++]) {
+        const std::vector<float> wanted = values_of(other, round, static_cast<std::size_t>(kRows * kWidths[other]));
+        for (std::int64_t r = 0; r < kRows; ++r)
+          ASSERT_TRUE(
+              std::equal(wanted.begin() + r * kWidths[other], wanted.begin() + (r + 1) * kWidths[other], out.begin() + r * kAll + at));
       }
     }
   });
