@@ -10,10 +10,10 @@
 #include <thread>
 #include <vector>
 
+#include "base/spin.h"
 #include "device/cpu/cores.h"
 #include "device/cpu/group.h"
 #include "device/cpu/memory.h"
-#include "device/cpu/spin.h"
 
 namespace {
 

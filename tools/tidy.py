@@ -49,7 +49,8 @@ WORDS_EXEMPT = {
 }
 
 # What makes a run differ from the one before, or block: (what, pattern, where it may be).
-SHELLS = ("src/base/clock.", "src/net/", "src/device/", "src/engine/device_executor", "src/app/", "bench/")
+SHELLS = ("src/base/clock.", "src/base/spin.", "src/base/team.", "src/net/", "src/device/", "src/engine/device_executor", "src/app/",
+          "bench/")
 SHELL_ONLY = [
     ("a thread", re.compile(r"\bstd::(jthread|thread|async)\b|\bpthread_create\b"), SHELLS),
     ("a clock", re.compile(r"\b(steady|system|high_resolution)_clock::now\b|\b(clock_gettime|gettimeofday)\s*\("), SHELLS),

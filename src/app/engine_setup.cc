@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "app/args.h"
+#include "app/cpus.h"
 #include "app/memory.h"
 #include "app/paths.h"
 #include "base/log.h"
@@ -36,6 +37,31 @@ Result<std::size_t> kv_bytes(const EngineFlags& flags, int peers, double bytes_p
   return static_cast<std::size_t>(std::min({wanted, share, 4.0 * (1ull << 30)}));
 }
 
+// One a rank: the engine's cores dealt out among them.
+Result<std::vector<device::DeviceOptions>> devices_of(const EngineFlags& flags) {
+  BATON_ASSIGN_OR_RETURN(std::vector<int> cores, parse_cores(flags.cores));
+  const int ranks = flags.tensor_parallel_size;
+  std::vector<device::DeviceOptions> devices(static_cast<std::size_t>(ranks));
+  if (ranks == 1) {
+    devices[0].cores = std::move(cores);
+    devices[0].threads = flags.threads;
+  } else {
+    if (cores.empty()) cores = usable_cores();
+    if (flags.threads > 0 && std::ssize(cores) > flags.threads) cores.resize(static_cast<std::size_t>(flags.threads));
+    if (std::ssize(cores) < ranks) log::warn("{} ranks share {} cores: each waits for the others' turns", ranks, cores.size());
+    BATON_ASSIGN_OR_RETURN(const auto shares, share_cores(std::move(cores), ranks, 0));
+    for (std::size_t r = 0; r < devices.size(); ++r) devices[r].cores = shares[r];
+  }
+  for (device::DeviceOptions& device : devices) device.isa = flags.isa;
+  return devices;
+}
+
+std::string describe_ranks(const std::vector<device::DeviceOptions>& devices) {
+  std::vector<std::string> out;
+  for (const device::DeviceOptions& d : devices) out.push_back("cores " + format_cores(d.cores));
+  return fmt::format("{}", fmt::join(out, "; "));
+}
+
 }  // namespace
 
 Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::EventLoop& loop) {
@@ -52,20 +78,18 @@ Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::Even
   if (batched < 1 || batched > 65536)
     return Status(Code::kInvalidArgument, fmt::format("--max-num-batched-tokens {}: give 1 to 65536", flags.max_num_batched_tokens));
 
-  device::DeviceOptions device;
-  BATON_ASSIGN_OR_RETURN(device.cores, parse_cores(flags.cores));
-  device.threads = flags.threads;
-  device.isa = flags.isa;
+  BATON_ASSIGN_OR_RETURN(setup.devices, devices_of(flags));
   model::DecoderOptions decoder;
   decoder.compute = setup.compute;
   decoder.max_positions = setup.options.max_model_len;
   decoder.max_tokens = static_cast<std::int32_t>(std::max<std::int64_t>(batched, flags.max_num_seqs));
   decoder.max_logit_rows = flags.max_num_seqs;
-  BATON_ASSIGN_OR_RETURN(setup.loaded, engine::load_model(device, *setup.files, decoder));
+  BATON_ASSIGN_OR_RETURN(setup.loaded, engine::load_model(setup.devices, *setup.files, decoder));
   setup.load_seconds = to_seconds(clock.now() - start);
   log::info("loaded {} in {:.2f} s: {}, compute {}, {} on {}", to_string(setup.files->dominant_format()), setup.load_seconds,
-            format_bytes(static_cast<double>(setup.loaded->decoder->weight_bytes())), to_string(setup.compute),
-            setup.loaded->device->info().isa, setup.loaded->device->info().name);
+            format_bytes(static_cast<double>(setup.loaded->weight_bytes())), to_string(setup.compute), setup.loaded->device().isa,
+            setup.loaded->device().name);
+  if (setup.devices.size() > 1) log::info("tensor parallel over {} ranks, {}", setup.devices.size(), describe_ranks(setup.devices));
 
   engine::DeviceExecutorOptions executor;
   executor.kv_dtype = setup.kv_dtype;
@@ -74,23 +98,23 @@ Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::Even
   const double per_token = 2.0 * config.layers * config.kv_heads * config.head_dim * static_cast<double>(size_of(setup.kv_dtype));
   BATON_ASSIGN_OR_RETURN(executor.kv_bytes, kv_bytes(flags, peers, per_token, setup.options.max_model_len));
   BATON_ASSIGN_OR_RETURN(setup.executor, engine::DeviceExecutor::create(loop, setup.loaded, executor));
-  const device::KvSpec& kv = setup.executor->kv_spec();
-  const double tokens = static_cast<double>(kv.blocks) * kv.block_tokens;
+  const int block_tokens = setup.executor->kv_block_tokens();
+  const double bytes = static_cast<double>(setup.executor->kv_bytes()),
+               tokens = static_cast<double>(setup.executor->kv_blocks()) * block_tokens;
   if (tokens < static_cast<double>(setup.options.max_model_len)) {
     return Status(Code::kResourceExhausted,
                   fmt::format("the KV cache of {} holds {:.0f} tokens, but --max-model-len {} may need as many in one request; largest "
                               "that fits: --max-model-len {:.0f}, or --kv-cache-memory-bytes {:.0f}MiB",
-                              format_bytes(static_cast<double>(kv.bytes())), tokens, setup.options.max_model_len, tokens,
-                              per_token * static_cast<double>(setup.options.max_model_len + kv.block_tokens) / (1 << 20) + 1));
+                              format_bytes(bytes), tokens, setup.options.max_model_len, tokens,
+                              bytes / tokens * static_cast<double>(setup.options.max_model_len + block_tokens) / (1 << 20) + 1));
   }
-  log::info("KV cache size: {:.0f} tokens ({}, blocks of {}); max concurrency at {} tokens: {:.2f}", tokens,
-            format_bytes(static_cast<double>(kv.bytes())), kv.block_tokens, setup.options.max_model_len,
-            tokens / static_cast<double>(setup.options.max_model_len));
+  log::info("KV cache size: {:.0f} tokens ({}, blocks of {}); max concurrency at {} tokens: {:.2f}", tokens, format_bytes(bytes),
+            block_tokens, setup.options.max_model_len, tokens / static_cast<double>(setup.options.max_model_len));
   setup.options.max_num_seqs = flags.max_num_seqs;
   setup.options.max_num_batched_tokens = static_cast<std::int32_t>(batched);
   setup.options.max_step = std::chrono::milliseconds(flags.max_step_ms);
-  setup.options.kv_blocks = kv.blocks;
-  setup.options.block_tokens = kv.block_tokens;
+  setup.options.kv_blocks = setup.executor->kv_blocks();
+  setup.options.block_tokens = block_tokens;
   setup.options.vocab = config.vocab;
   setup.options.prefix_cache = !flags.no_prefix_caching;
   return setup;

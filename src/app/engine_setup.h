@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "app/options.h"
 #include "base/status.h"
@@ -17,6 +18,7 @@ namespace baton::app {
 
 struct EngineSetup {
   std::unique_ptr<model::ModelFiles> files;
+  std::vector<device::DeviceOptions> devices;  // one a rank
   std::shared_ptr<engine::LoadedModel> loaded;
   std::unique_ptr<engine::DeviceExecutor> executor;
   engine::EngineOptions options;  // with the pool's size

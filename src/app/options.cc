@@ -55,6 +55,11 @@ void EngineFlags::add_to(CLI::App& app) {
   app.add_option("--threads", threads, "CPU threads of each engine (default: its share of the cores)")
       ->check(CLI::Range(0, 1024))
       ->group(group);
+  app.add_option("--tensor-parallel-size,-tp", tensor_parallel_size,
+                 "ranks of each engine: the model is cut, and its cores dealt out, among them")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--cores", cores, "logical CPUs to use, e.g. 0-3,6; shared out among the engines")->group(group);
   app.add_option("--isa", isa, "instruction set to restrict kernels to: avx512-bf16-vnni, avx2, scalar (default: the best there is)")
       ->group(group);

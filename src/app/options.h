@@ -34,6 +34,7 @@ struct EngineFlags {
   int block_size = 0;
   int threads = 0;
   std::string cores;
+  int tensor_parallel_size = 1;
   std::string isa;
   int max_step_ms = 100;
   bool no_prefix_caching = false;

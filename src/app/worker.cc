@@ -29,7 +29,7 @@ Status run(const WorkerFlags& flags) {
   watch_lifetime(loop, flags.lifetime_fd);
   BATON_ASSIGN_OR_RETURN(EngineSetup setup, set_up_engine(flags.engine, flags.peers, loop));
   const model::ModelConfig& config = setup.files->config();
-  device::KvPool& pool = setup.executor->pool();
+  device::KvPool& pool = setup.executor->pool(0);
 
   worker::WorkerOptions options;
   options.name = flags.name;

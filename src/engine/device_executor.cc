@@ -8,28 +8,42 @@ namespace {
 
 constexpr Duration kIdleWait = std::chrono::seconds(1);       // nothing wakes the thread without a notification; a bound all the same
 constexpr Duration kStartDeadline = std::chrono::minutes(2);  // of the context, whose arena is touched at once
+constexpr Duration kCollectiveDeadline = std::chrono::seconds(30);
 
 }  // namespace
 
-Result<std::shared_ptr<LoadedModel>> load_model(const device::DeviceOptions& device, const model::ModelFiles& files,
+Result<std::shared_ptr<LoadedModel>> load_model(std::span<const device::DeviceOptions> devices, const model::ModelFiles& files,
                                                 model::DecoderOptions options) {
   auto loaded = std::make_shared<LoadedModel>();
-  BATON_ASSIGN_OR_RETURN(loaded->device, device::open_device(device));
-  BATON_ASSIGN_OR_RETURN(loaded->decoder, model::Decoder::load(*loaded->device, files, options));
+  BATON_ASSIGN_OR_RETURN(auto opened, device::open_devices(devices, kCollectiveDeadline));
+  options.ranks = static_cast<int>(opened.size());
+  const auto on_progress = std::exchange(options.on_progress, nullptr);
+  for (auto& device : opened) {
+    options.rank = Rank(static_cast<std::int32_t>(loaded->ranks.size()));
+    if (options.rank == Rank(0)) options.on_progress = on_progress;
+    BATON_ASSIGN_OR_RETURN(auto decoder, model::Decoder::load(*device, files, options));
+    options.on_progress = nullptr;
+    loaded->ranks.push_back({std::move(device), std::move(decoder)});
+  }
   loaded->options = std::move(options);
-  loaded->options.on_progress = nullptr;
   return loaded;
+}
+
+std::size_t LoadedModel::weight_bytes() const {
+  std::size_t bytes = 0;
+  for (const Rank& rank : ranks) bytes += rank.decoder->weight_bytes();
+  return bytes;
 }
 
 Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::create(net::Executor& loop, std::shared_ptr<LoadedModel> model,
                                                                const DeviceExecutorOptions& options) {
-  const model::ModelConfig& config = model->decoder->config();
+  const model::ModelConfig& config = model->config();
   device::KvSpec spec;
   spec.layers = config.layers;
-  spec.kv_heads = config.kv_heads;
   spec.head_dim = config.head_dim;
   spec.dtype = options.kv_dtype;
-  spec.block_tokens = options.kv_block_tokens > 0 ? options.kv_block_tokens : model->device->info().kv_block_tokens;
+  spec.block_tokens = options.kv_block_tokens > 0 ? options.kv_block_tokens : model->device().kv_block_tokens;
+  for (const LoadedModel::Rank& rank : model->ranks) spec.kv_heads += rank.decoder->shard().kv_heads.size();  // copies included
   const std::size_t block_bytes = spec.bytes_per_token() * static_cast<std::size_t>(spec.block_tokens);
   spec.blocks = options.kv_blocks > 0 ? options.kv_blocks : static_cast<std::int32_t>(options.kv_bytes / block_bytes);
   if (spec.blocks < 1) {
@@ -37,8 +51,12 @@ Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::create(net::Executor& lo
                                         std::to_string(spec.block_tokens) + " tokens; give at least --kv-cache-memory-bytes " +
                                         std::to_string(block_bytes)};
   }
-  BATON_ASSIGN_OR_RETURN(std::unique_ptr<device::KvPool> pool, model->device->create_kv_pool(spec));
-  std::unique_ptr<DeviceExecutor> executor(new DeviceExecutor(loop, std::move(model), std::move(pool), options));
+  Pools pools;
+  for (const LoadedModel::Rank& rank : model->ranks) {
+    spec.kv_heads = rank.decoder->shard().kv_heads.size();
+    BATON_ASSIGN_OR_RETURN(pools.emplace_back(), rank.device->create_kv_pool(spec));
+  }
+  std::unique_ptr<DeviceExecutor> executor(new DeviceExecutor(loop, std::move(model), std::move(pools), options));
   std::unique_lock lock(executor->mutex_);
   if (!executor->wake_.wait_for(lock, kStartDeadline, [&] { return executor->ready_; })) {
     return {Code::kDeadlineExceeded, "the device's context was not ready within two minutes"};
@@ -48,19 +66,24 @@ Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::create(net::Executor& lo
   return executor;
 }
 
-DeviceExecutor::DeviceExecutor(net::Executor& loop, std::shared_ptr<LoadedModel> model, std::unique_ptr<device::KvPool> pool,
-                               const DeviceExecutorOptions& options)
-    : loop_(loop), model_(std::move(model)), pool_(std::move(pool)), options_(options), sampler_(model_->decoder->config().vocab) {
+DeviceExecutor::DeviceExecutor(net::Executor& loop, std::shared_ptr<LoadedModel> model, Pools pools, const DeviceExecutorOptions& options)
+    : loop_(loop),
+      model_(std::move(model)),
+      pools_(std::move(pools)),
+      options_(options),
+      contexts_(pools_.size()),
+      statuses_(pools_.size()),
+      sampler_(model_->config().vocab) {
   const model::DecoderOptions& d = model_->options;
   const auto tokens = static_cast<std::size_t>(d.max_tokens), seqs = static_cast<std::size_t>(options.max_num_seqs);
-  const std::int64_t positions = d.max_positions > 0 ? d.max_positions : model_->decoder->config().max_positions;
-  const auto blocks = static_cast<std::size_t>((positions + kv_spec().block_tokens - 1) / kv_spec().block_tokens);
+  const std::int64_t positions = d.max_positions > 0 ? d.max_positions : model_->config().max_positions;
+  const auto blocks = static_cast<std::size_t>((positions + kv_block_tokens() - 1) / kv_block_tokens());
   token_ids_.reserve(tokens);
   positions_.reserve(tokens);
   slots_.reserve(tokens);
   q_start_.reserve(seqs + 1);
   kv_len_.reserve(seqs);
-  block_tables_.reserve(seqs * std::min(blocks, static_cast<std::size_t>(kv_spec().blocks)));
+  block_tables_.reserve(seqs * std::min(blocks, static_cast<std::size_t>(kv_blocks())));
   logit_rows_.reserve(static_cast<std::size_t>(d.max_logit_rows));
   first_logit_.reserve(seqs);
   copies_.reserve(seqs);
@@ -77,7 +100,13 @@ DeviceExecutor::~DeviceExecutor() {
   thread_.join();
 }
 
-std::string DeviceExecutor::numerics_id() const { return model_->device->numerics_id(model_->options.compute, kv_spec().dtype); }
+std::string DeviceExecutor::numerics_id() const { return model_->ranks[0].device->numerics_id(model_->options.compute, options_.kv_dtype); }
+
+std::size_t DeviceExecutor::kv_bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& pool : pools_) bytes += pool->view().spec.bytes();
+  return bytes;
+}
 
 void DeviceExecutor::start(Callbacks callbacks) { mailbox_->callbacks = std::move(callbacks); }
 
@@ -90,17 +119,30 @@ void DeviceExecutor::submit(const StepPlan& plan) {
   wake_.notify_all();
 }
 
+// On the threads that will own them.
+Status DeviceExecutor::make_contexts(Team& ranks) {
+  ranks.run([&](int r) {
+    const auto rank = static_cast<std::size_t>(r);
+    const LoadedModel::Rank& loaded = model_->ranks[rank];
+    auto context = loaded.device->create_context({.arena_bytes = loaded.decoder->arena_bytes()});
+    statuses_[rank] = context.status();
+    if (context.ok()) contexts_[rank] = std::move(*context);
+  });
+  for (const Status& status : statuses_) BATON_RETURN_IF_ERROR(status);
+  return {};
+}
+
 void DeviceExecutor::run() {
-  Result<std::unique_ptr<device::Context>> context = model_->device->create_context({.arena_bytes = model_->decoder->arena_bytes()});
+  Team ranks(std::vector<int>(pools_.size(), Team::kAnyCore));  // a context pins its own thread
+  const Status created = make_contexts(ranks);
   {
     std::lock_guard lock(mutex_);
     ready_ = true;
-    created_ = context.status();
+    created_ = created;
   }
   wake_.notify_all();
-  if (!context.ok()) return;
-  context_ = std::move(*context);
-  for (;;) {
+  ranks_ = &ranks;
+  while (created.ok()) {
     const StepPlan* plan;
     {
       std::unique_lock lock(mutex_);
@@ -116,7 +158,7 @@ void DeviceExecutor::run() {
     }
     loop_.post([mailbox = mailbox_] { mailbox->callbacks.on_result(mailbox->result); });
   }
-  context_.reset();  // where it was made
+  ranks.run([&](int r) { contexts_[static_cast<std::size_t>(r)].reset(); });  // where it was made
 }
 
 void DeviceExecutor::execute(const StepPlan& plan) {
@@ -132,18 +174,31 @@ void DeviceExecutor::execute(const StepPlan& plan) {
 
 Status DeviceExecutor::compute(const StepPlan& plan, const float** logits) {
   fill(plan);
-  context_->reset_arena();
-  BATON_RETURN_IF_ERROR(context_->upload_step(meta_));
-  if (!copies_.empty()) context_->ops().copy_blocks(*pool_, copies_);
   const bool report = std::any_of(plan.rows.begin(), plan.rows.end(), [](const StepRow& row) { return row.report_layers; });
-  BATON_ASSIGN_OR_RETURN(const device::Tensor output,
-                         model_->decoder->forward(*context_, meta_, *pool_, report ? &DeviceExecutor::on_layer : nullptr, this));
+  ranks_->run([&](int r) {
+    const auto rank = static_cast<std::size_t>(r);
+    statuses_[rank] = compute_rank(rank, report, logits);
+    if (!statuses_[rank].ok()) contexts_[rank]->collective().fail(statuses_[rank]);
+  });
+  for (const Status& status : statuses_) BATON_RETURN_IF_ERROR(status);
+  return {};
+}
+
+// The first rank tells of layers and gets the logits.
+Status DeviceExecutor::compute_rank(std::size_t rank, bool report_layers, const float** logits) {
+  device::Context& context = *contexts_[rank];
+  device::StepMeta meta = meta_;  // each device has its own twins of the arrays
+  context.reset_arena();
+  BATON_RETURN_IF_ERROR(context.upload_step(meta));
+  if (!copies_.empty()) context.ops().copy_blocks(*pools_[rank], copies_);
+  const auto on_layer = report_layers && rank == 0 ? &DeviceExecutor::on_layer : nullptr;
+  BATON_ASSIGN_OR_RETURN(const device::Tensor output, model_->ranks[rank].decoder->forward(context, meta, *pools_[rank], on_layer, this));
   const void* host = nullptr;
-  if (!logit_rows_.empty()) {
-    BATON_ASSIGN_OR_RETURN(host, context_->download(output));
+  if (rank == 0 && !logit_rows_.empty()) {
+    BATON_ASSIGN_OR_RETURN(host, context.download(output));
   }
-  BATON_RETURN_IF_ERROR(context_->synchronize(options_.step_deadline));
-  *logits = static_cast<const float*>(host);
+  BATON_RETURN_IF_ERROR(context.synchronize(options_.step_deadline));
+  if (rank == 0) *logits = static_cast<const float*>(host);
   return {};
 }
 
@@ -165,7 +220,7 @@ void DeviceExecutor::fill(const StepPlan& plan) {
 
   std::int32_t max_blocks = 0;
   for (const StepRow& row : plan.rows) {
-    max_blocks = std::max(max_blocks, (row.end + kv_spec().block_tokens - 1) / kv_spec().block_tokens);
+    max_blocks = std::max(max_blocks, (row.end + kv_block_tokens() - 1) / kv_block_tokens());
     fill_row(row);
   }
   q_start_.push_back(static_cast<std::int32_t>(token_ids_.size()));
@@ -186,7 +241,7 @@ void DeviceExecutor::fill(const StepPlan& plan) {
 }
 
 void DeviceExecutor::fill_row(const StepRow& row) {
-  const int size = kv_spec().block_tokens;
+  const int size = kv_block_tokens();
   const auto first_token = static_cast<std::int32_t>(token_ids_.size());
   q_start_.push_back(first_token);
   kv_len_.push_back(row.end);
@@ -205,7 +260,7 @@ void DeviceExecutor::fill_row(const StepRow& row) {
 }
 
 void DeviceExecutor::sample(const StepPlan& plan, const float* logits) {
-  const auto vocab = static_cast<std::size_t>(model_->decoder->config().vocab);
+  const auto vocab = static_cast<std::size_t>(model_->config().vocab);
   const auto row_of = [&](std::int32_t index) { return std::span(logits + static_cast<std::size_t>(index) * vocab, vocab); };
   StepResult& result = mailbox_->result;
   if (result.rows.size() < plan.rows.size()) result.rows.resize(plan.rows.size());

@@ -1,17 +1,19 @@
 #pragma once
-// Runs steps on a real device: one thread, which owns the device's context, forwards a decoder and samples. In steady state it allocates
-// nothing but the closures that carry its notices to the loop.
+// Runs steps on real devices: one rank, or the ranks of a tensor-parallel group. Each rank has a thread, which owns its device's context
+// and forwards its decoder; the first one samples. In steady state nothing is allocated but the closures that carry notices to the loop.
 
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "base/team.h"
 #include "device/device.h"
 #include "engine/sampler.h"
 #include "engine/step.h"
@@ -20,19 +22,27 @@
 
 namespace baton::engine {
 
-// A device with a decoder on it. Several executors may compute with one, each in its own context and pool.
+// Devices with a decoder on each: one, or one a rank. Several executors may compute with one, each in its own contexts and pools.
 struct LoadedModel {
-  std::unique_ptr<device::Device> device;
-  std::unique_ptr<model::Decoder> decoder;
+  struct Rank {
+    std::unique_ptr<device::Device> device;
+    std::unique_ptr<model::Decoder> decoder;
+  };
+  std::vector<Rank> ranks;  // at least one
   model::DecoderOptions options;
+
+  const model::ModelConfig& config() const { return ranks[0].decoder->config(); }
+  const device::DeviceInfo& device() const { return ranks[0].device->info(); }
+  std::size_t weight_bytes() const;  // of all ranks
 };
-Result<std::shared_ptr<LoadedModel>> load_model(const device::DeviceOptions& device, const model::ModelFiles& files,
+// One device a rank; `options.rank` and `ranks` are set here.
+Result<std::shared_ptr<LoadedModel>> load_model(std::span<const device::DeviceOptions> devices, const model::ModelFiles& files,
                                                 model::DecoderOptions options);
 
 struct DeviceExecutorOptions {
   device::DType kv_dtype = device::DType::kBF16;
   int kv_block_tokens = 0;     // 0: the device's own
-  std::size_t kv_bytes = 0;    // budget of the KV pool
+  std::size_t kv_bytes = 0;    // budget of the KV pools, of all ranks together
   std::int32_t kv_blocks = 0;  // instead of a budget
   std::int32_t max_num_seqs = 64;
   Duration step_deadline = std::chrono::seconds(120);  // a step that takes longer has lost the device
@@ -48,9 +58,12 @@ class DeviceExecutor final : public StepExecutor {
   void start(Callbacks callbacks) override;
   void submit(const StepPlan& plan) override;
 
-  // For the hand-off, and for EngineOptions' kv_blocks and block_tokens.
-  device::KvPool& pool() { return *pool_; }
-  const device::KvSpec& kv_spec() const { return pool_->view().spec; }
+  // For the hand-off: each rank's, which hold the same blocks of different heads.
+  int ranks() const { return static_cast<int>(pools_.size()); }
+  device::KvPool& pool(int rank) { return *pools_[static_cast<std::size_t>(rank)]; }
+  std::int32_t kv_blocks() const { return pools_[0]->view().spec.blocks; }
+  int kv_block_tokens() const { return pools_[0]->view().spec.block_tokens; }
+  std::size_t kv_bytes() const;  // of all ranks
   const LoadedModel& model() const { return *model_; }
   std::string numerics_id() const;
 
@@ -60,11 +73,13 @@ class DeviceExecutor final : public StepExecutor {
     Callbacks callbacks;
     StepResult result;
   };
-  DeviceExecutor(net::Executor& loop, std::shared_ptr<LoadedModel> model, std::unique_ptr<device::KvPool> pool,
-                 const DeviceExecutorOptions& options);
+  using Pools = std::vector<std::unique_ptr<device::KvPool>>;
+  DeviceExecutor(net::Executor& loop, std::shared_ptr<LoadedModel> model, Pools pools, const DeviceExecutorOptions& options);
   void run();
+  Status make_contexts(Team& ranks);
   void execute(const StepPlan& plan);
   Status compute(const StepPlan& plan, const float** logits);
+  Status compute_rank(std::size_t rank, bool report_layers, const float** logits);
   void fill(const StepPlan& plan);
   void fill_row(const StepRow& row);
   void sample(const StepPlan& plan, const float* logits);
@@ -73,12 +88,14 @@ class DeviceExecutor final : public StepExecutor {
   // Constant.
   net::Executor& loop_;
   const std::shared_ptr<LoadedModel> model_;
-  const std::unique_ptr<device::KvPool> pool_;
+  const Pools pools_;
   const DeviceExecutorOptions options_;
   const std::shared_ptr<Mailbox> mailbox_ = std::make_shared<Mailbox>();
 
-  // Owned by the executor's thread.
-  std::unique_ptr<device::Context> context_;
+  // Owned by the executor's thread, which is the first rank's; the others read them while a step runs.
+  std::vector<std::unique_ptr<device::Context>> contexts_;  // each belongs to its rank's thread
+  std::vector<Status> statuses_;                            // by rank, of the step
+  Team* ranks_ = nullptr;
   Sampler sampler_;
   device::StepMeta meta_;
   std::vector<std::int32_t> token_ids_, positions_, slots_, q_start_, kv_len_, block_tables_, logit_rows_;

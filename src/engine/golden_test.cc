@@ -127,7 +127,7 @@ class Golden : public testing::Test {
     decoder.max_positions = kMaxLen;
     decoder.max_tokens = 512;
     decoder.max_logit_rows = 64;
-    auto result = load_model(device, **files, decoder);
+    auto result = load_model({&device, 1}, **files, decoder);
     EXPECT_TRUE(result.ok()) << result.status().to_string();
     model = *result;
     return model;
@@ -152,9 +152,9 @@ class Golden : public testing::Test {
     e.max_num_batched_tokens = 512;
     e.max_chunk = options.chunk;
     e.max_step = Duration(0);
-    e.kv_blocks = r.executor->kv_spec().blocks;
-    e.block_tokens = r.executor->kv_spec().block_tokens;
-    e.vocab = model->decoder->config().vocab;
+    e.kv_blocks = r.executor->kv_blocks();
+    e.block_tokens = r.executor->kv_block_tokens();
+    e.vocab = model->config().vocab;
     e.prefix_cache = options.prefix_cache;
     r.engine = Engine::create(loop_, std::move(*executor), e);
     return r;
@@ -319,7 +319,7 @@ TEST_F(Golden, PrefixHitsAndContinuationsDoNotMatter) {
 }
 
 TEST_F(Golden, PreemptionDoesNotMatter) {
-  const int block = rig({}).executor->kv_spec().block_tokens;
+  const int block = rig({}).executor->kv_block_tokens();
   const auto r = request(3 * block, 9, false, 2 * block);
   Rig tight = rig({.kv_blocks = 9});  // two of five blocks each do not fit
   Batch b = generate_all(*tight.engine, {r, r});
@@ -352,8 +352,8 @@ class GoldenHandoff : public Golden, public testing::WithParamInterface<bool> {
  protected:
   // The tokens from `begin` on of P's sequence into the blocks that D granted.
   static void copy_kv(const Rig& p, SeqId at_p, const Rig& d, const Grant& grant, std::int32_t begin, std::int32_t end) {
-    const device::KvView& from = p.executor->pool().view();
-    const device::KvView& to = d.executor->pool().view();
+    const device::KvView& from = p.executor->pool(0).view();
+    const device::KvView& to = d.executor->pool(0).view();
     const auto blocks = p.engine->blocks(at_p);
     const int size = from.spec.block_tokens;
     for (int layer = 0; layer < from.spec.layers; ++layer) {
@@ -361,8 +361,8 @@ class GoldenHandoff : public Golden, public testing::WithParamInterface<bool> {
         for (const device::KvKind kind : {device::KvKind::kKey, device::KvKind::kValue}) {
           for (std::int32_t t = begin; t < end; ++t) {
             const auto b = static_cast<std::size_t>(t / size);
-            std::memcpy(d.executor->pool().shared_region()->base + to.offset(layer, grant.blocks[b], head, kind, t % size),
-                        p.executor->pool().shared_region()->base + from.offset(layer, blocks[b], head, kind, t % size),
+            std::memcpy(d.executor->pool(0).shared_region()->base + to.offset(layer, grant.blocks[b], head, kind, t % size),
+                        p.executor->pool(0).shared_region()->base + from.offset(layer, blocks[b], head, kind, t % size),
                         from.spec.row_bytes());
           }
         }
@@ -389,7 +389,7 @@ TEST_P(GoldenHandoff, DoesNotMatter) {
   const Result<Grant> grant = d.engine->grant(LeaseId(1), r);
   ASSERT_TRUE(grant.ok()) << grant.status().to_string();
   EXPECT_GE(grant->cached_tokens, 448);
-  ASSERT_EQ(static_cast<int>(source->layers.size()), p.executor->kv_spec().layers);
+  ASSERT_EQ(static_cast<int>(source->layers.size()), p.executor->pool(0).view().spec.layers);
   for (const auto& [layer, reported] : source->layers) ASSERT_EQ(reported, kPrompt) << "layer " << layer;
   copy_kv(p, *at_p, d, *grant, grant->cached_tokens, kPrompt);
   p.engine->release(*at_p);

@@ -50,14 +50,13 @@ class Stepper {
   // `count` sequences of `length` drawn ids, none computed yet.
   std::vector<Sequence> sequences(int count, int length, int growth) {
     Rng rng(1);
-    const device::KvSpec& kv = executor_.kv_spec();
-    const int blocks = (length + growth + kv.block_tokens - 1) / kv.block_tokens;
+    const int size = executor_.kv_block_tokens(), blocks = (length + growth + size - 1) / size;
     std::vector<Sequence> out(static_cast<std::size_t>(count));
     std::int32_t next = 0;
     for (Sequence& s : out) {
       for (int i = 0; i < length; ++i)
-        s.ids.push_back(static_cast<TokenId>(rng.below(static_cast<std::uint64_t>(executor_.model().decoder->config().vocab))));
-      for (int b = 0; b < blocks; ++b) s.blocks.push_back(BlockId(next++ % kv.blocks));
+        s.ids.push_back(static_cast<TokenId>(rng.below(static_cast<std::uint64_t>(executor_.model().config().vocab))));
+      for (int b = 0; b < blocks; ++b) s.blocks.push_back(BlockId(next++ % executor_.kv_blocks()));
     }
     return out;
   }
@@ -103,6 +102,14 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+// Of the cores of all ranks together.
+device::MachineLimits limits_of(const std::vector<device::DeviceOptions>& ranks) {
+  device::DeviceOptions all = ranks[0];
+  for (std::size_t r = 1; r < ranks.size(); ++r) all.cores.insert(all.cores.end(), ranks[r].cores.begin(), ranks[r].cores.end());
+  const auto device = device::open_device(all);
+  return device.ok() ? (*device)->measure_limits() : device::MachineLimits{};
+}
+
 class BenchEngine {
  public:
   BenchEngine(const BenchEngineFlags& flags, net::EventLoop& loop, EngineSetup& setup)
@@ -110,21 +117,22 @@ class BenchEngine {
         setup_(setup),
         stepper_(loop, *setup.executor),
         chunk_(setup.options.max_num_batched_tokens),
-        limits_(setup.loaded->device->measure_limits()) {}
+        limits_(limits_of(setup.devices)) {}
 
   Status run() {
     const model::ModelConfig& c = setup_.files->config();
     linear_flops_ = 2.0 * static_cast<double>(c.linear_weights());
     head_flops_ = 2.0 * c.hidden * c.vocab;
-    weight_bytes_ = static_cast<double>(setup_.loaded->decoder->weight_bytes());
+    weight_bytes_ = static_cast<double>(setup_.loaded->weight_bytes());
     kv_per_token_ = 2.0 * c.layers * c.kv_heads * c.head_dim * static_cast<double>(size_of(setup_.kv_dtype));
     if (!flags_.json) header();
     for (const int tokens : flags_.prompt) BATON_RETURN_IF_ERROR(prompt(tokens));
     for (const int batch : flags_.batch) BATON_RETURN_IF_ERROR(generation(batch));
     if (flags_.json) {
       const Json out{{"model", flags_.engine.model},
-                     {"device", setup_.loaded->device->info().name},
-                     {"isa", setup_.loaded->device->info().isa},
+                     {"device", setup_.loaded->device().name},
+                     {"isa", setup_.loaded->device().isa},
+                     {"tensor_parallel_size", setup_.devices.size()},
                      {"threads", threads()},
                      {"compute", std::string(to_string(setup_.compute))},
                      {"load_seconds", setup_.load_seconds},
@@ -140,12 +148,12 @@ class BenchEngine {
   }
 
  private:
-  int threads() const { return setup_.loaded->device->info().asynchronous ? 0 : std::max<int>(1, flags_.engine.threads); }
+  int threads() const { return setup_.loaded->device().asynchronous ? 0 : std::max<int>(1, flags_.engine.threads); }
 
   void header() const {
     fmt::print("{}: {}, {} of weights a step, compute {}, {} thread(s), {}\n", flags_.engine.model,
                to_string(setup_.files->dominant_format()), format_bytes(weight_bytes_), to_string(setup_.compute), threads(),
-               setup_.loaded->device->info().isa);
+               setup_.loaded->device().isa);
     fmt::print("limits of these cores: read {:.1f} GB/s; multiply f32 {:.0f}, bf16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s\n\n",
                limits_.read_bytes_per_s / 1e9, limits_.f32_flops / 1e9, limits_.bf16_flops / 1e9, limits_.int8_ops / 1e9);
     fmt::print("{:<22} {:>10} {:>10} {:>12} {:>22} {:>22}\n", "", "tokens/s", "ms/step", "spread", "of arithmetic peak",

@@ -8,11 +8,12 @@
 #include <vector>
 
 #include "base/status.h"
+#include "base/team.h"
 #include "device/cpu/attention_kernel.h"
 #include "device/cpu/isa.h"
 #include "device/cpu/memory.h"
 #include "device/cpu/row_kernels.h"
-#include "device/cpu/team.h"
+#include "device/cpu/split.h"
 #include "device/ops.h"
 
 namespace baton::device::cpu {

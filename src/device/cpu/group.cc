@@ -6,8 +6,9 @@
 #include <cstring>
 #include <string>
 
+#include "base/spin.h"
 #include "device/cpu/memory.h"
-#include "device/cpu/spin.h"
+#include "device/cpu/split.h"
 
 namespace baton::device::cpu {
 namespace {

@@ -11,8 +11,8 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "base/team.h"
 #include "device/collective.h"
-#include "device/cpu/team.h"
 
 namespace baton::device::cpu {
 

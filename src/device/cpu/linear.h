@@ -6,8 +6,9 @@
 #include <memory>
 #include <span>
 
+#include "base/team.h"
 #include "device/cpu/isa.h"
-#include "device/cpu/team.h"
+#include "device/cpu/split.h"
 #include "device/cpu/weight_arena.h"
 #include "device/ops.h"
 

@@ -1,4 +1,4 @@
-#include "device/cpu/team.h"
+#include "base/team.h"
 
 #include <dirent.h>
 #include <gtest/gtest.h>
@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "device/cpu/cores.h"
+#include "device/cpu/split.h"
 
 namespace baton::device::cpu {
 namespace {

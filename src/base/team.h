@@ -1,16 +1,18 @@
 #pragma once
-// The threads of one rank: pinned to disjoint cores, spinning briefly between regions, since a decode step has some two hundred regions and
-// a futex wake costs tens of microseconds. The calling thread is member 0.
+// Threads that run one function together, again and again: those of a device's cores, or one for each rank of an instance. They spin
+// briefly between such regions, since a decode step has some two hundred and a futex wake costs tens of microseconds. The calling thread is
+// member 0.
 
 #include <memory>
 #include <type_traits>
 #include <vector>
 
-namespace baton::device::cpu {
+namespace baton {
 
 class Team {
  public:
-  // One member per core; an empty list is one unpinned member.
+  // One member per core, pinned to it where that is not kAnyCore; an empty list is one unpinned member.
+  static constexpr int kAnyCore = -1;
   explicit Team(std::vector<int> cores);
   ~Team();
   int size() const { return size_; }
@@ -28,10 +30,4 @@ class Team {
   std::unique_ptr<Impl> impl_;
 };
 
-// [begin, end) of `count` items for `member` of `size`, in multiples of `grain`.
-struct Range {
-  long begin, end;
-};
-Range split(long count, long grain, int member, int size);
-
-}  // namespace baton::device::cpu
+}  // namespace baton

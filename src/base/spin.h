@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace baton::device::cpu {
+namespace baton {
 
 inline std::int64_t now_ns() {
   timespec t{};
@@ -35,4 +35,4 @@ bool spin(std::int64_t ns, F&& done) {
   }
 }
 
-}  // namespace baton::device::cpu
+}  // namespace baton

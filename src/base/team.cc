@@ -1,4 +1,4 @@
-#include "device/cpu/team.h"
+#include "base/team.h"
 
 #include <sched.h>
 
@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <thread>
 
-#include "device/cpu/spin.h"
+#include "base/spin.h"
 
-namespace baton::device::cpu {
+namespace baton {
 namespace {
 
 // How long a waiter spins before it sleeps: longer than the serial code between two regions of a step, short enough that an idle server, or
@@ -17,6 +17,7 @@ namespace {
 constexpr std::int64_t kSpinNs = 50'000;
 
 void pin(int core) {
+  if (core == Team::kAnyCore) return;
   cpu_set_t set;
   CPU_ZERO(&set);
   CPU_SET(static_cast<unsigned>(core), &set);
@@ -90,10 +91,4 @@ void Team::run_erased(void (*fn)(void*, int), void* user) {
   t.caller_parked.store(false, std::memory_order_relaxed);
 }
 
-Range split(long count, long grain, int member, int size) {
-  const long grains = (count + grain - 1) / grain;
-  const long begin = grains * member / size, end = grains * (member + 1) / size;
-  return {std::min(count, begin * grain), std::min(count, end * grain)};
-}
-
-}  // namespace baton::device::cpu
+}  // namespace baton
