@@ -40,8 +40,9 @@ const std::map<std::string, bool> kHarmless = {
     {"--device", true},
 };
 
-// --flag_name=x -> --flag-name=x
+// --flag_name=x -> --flag-name=x; and vLLM's short names of more than one letter, which CLI11 has not.
 std::string dashed(std::string arg) {
+  if (arg == "-tp" || arg.starts_with("-tp=")) return "--tensor-parallel-size" + arg.substr(3);
   if (!arg.starts_with("--")) return arg;
   const std::size_t end = std::min(arg.find('='), arg.size());
   std::replace(arg.begin(), arg.begin() + static_cast<long>(end), '_', '-');

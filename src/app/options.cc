@@ -55,8 +55,8 @@ void EngineFlags::add_to(CLI::App& app) {
   app.add_option("--threads", threads, "CPU threads of each engine (default: its share of the cores)")
       ->check(CLI::Range(0, 1024))
       ->group(group);
-  app.add_option("--tensor-parallel-size,-tp", tensor_parallel_size,
-                 "ranks of each engine: the model is cut, and its cores dealt out, among them")
+  app.add_option("--tensor-parallel-size", tensor_parallel_size,
+                 "ranks of each engine: the model is cut, and its cores dealt out, among them (-tp)")
       ->check(CLI::Range(1, 64))
       ->capture_default_str()
       ->group(group);

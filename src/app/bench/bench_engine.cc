@@ -105,7 +105,9 @@ double median(std::vector<double> values) {
 // Of the cores of all ranks together.
 device::MachineLimits limits_of(const std::vector<device::DeviceOptions>& ranks) {
   device::DeviceOptions all = ranks[0];
-  for (std::size_t r = 1; r < ranks.size(); ++r) all.cores.insert(all.cores.end(), ranks[r].cores.begin(), ranks[r].cores.end());
+  for (std::size_t r = 1; r < ranks.size(); ++r)
+    for (const int core : ranks[r].cores)
+      if (std::ranges::find(all.cores, core) == all.cores.end()) all.cores.push_back(core);
   const auto device = device::open_device(all);
   return device.ok() ? (*device)->measure_limits() : device::MachineLimits{};
 }
