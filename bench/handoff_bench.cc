@@ -34,7 +34,12 @@ struct Bench {
 
   Bench(const device::KvSpec& spec, int cpu) : pool(device::KvView::dense(spec), spec.bytes()) {
     ::madvise(pool.shared_region()->base, pool.shared_region()->bytes, MADV_HUGEPAGE);
-    fabric = std::move(create_shm_fabric(loop, pool, {1024, cpu})).value();
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    ::sched_setaffinity(0, sizeof set, &set);  // the copier's too: it starts here
+    const RankPool rank{&pool, kHeads};
+    fabric = std::move(create_shm_fabric(loop, {&rank, 1})).value();
     for (std::int32_t i = 0; i < (kTokens + spec.block_tokens - 1) / spec.block_tokens; ++i)
       blocks.push_back(BlockId((i * 7 + 3) % spec.blocks));
   }
@@ -85,11 +90,12 @@ int main(int argc, char** argv) {
         const double s = p.run(
             spec.layers,
             [&](int layer, Fabric::Done done) {
-              p.fabric->digest(plan_local({p.pool.view(), kHeads, p.blocks, 0}, layer, kHeads, {0, kTokens}).value(), std::move(done));
+              p.fabric->digest(plan_local({p.fabric->export_pool().parts, p.blocks, 0}, layer, kHeads, {0, kTokens}).value(), std::move(done));
             },
             &digests);
         seconds.push_back(s);
-        const SourceRegion region = p.fabric->export_pool(kHeads);
+        const SourceRegion exported = p.fabric->export_pool();
+        const RegionPart& region = exported.parts[0];
         char go;
         if (write(to_parent[1], &region, sizeof region) < 0 || write(to_parent[1], digests.data(), digests.size() * sizeof(Digest)) < 0 ||
             read(to_child[0], &go, 1) != 1) {
@@ -103,17 +109,18 @@ int main(int argc, char** argv) {
     std::vector<double> seconds;
     std::shared_ptr<PeerRegion> peer;
     for (int r = 0; r < rounds; ++r) {
-      SourceRegion region;
+      RegionPart region;
       std::vector<Digest> expected(static_cast<std::size_t>(spec.layers)), got;
       if (read(to_parent[0], &region, sizeof region) != sizeof region ||
           read(to_parent[0], expected.data(), expected.size() * sizeof(Digest)) != static_cast<ssize_t>(expected.size() * sizeof(Digest))) {
         return 1;
       }
-      if (!peer) peer = d.fabric->open(region).value();
-      const auto runs = [&](int layer) {
-        return plan_runs({region.view, kHeads, d.blocks, 0}, {d.pool.view(), kHeads, d.blocks, 0}, layer, kHeads, {0, kTokens}).value();
+      if (!peer) peer = d.fabric->open({child, {region}}).value();
+      const auto own = d.fabric->export_pool();
+      const auto plan = [&](int layer) {
+        return plan_copy({{&region, 1}, d.blocks, 0}, {own.parts, d.blocks, 0}, layer, kHeads, {0, kTokens}).value();
       };
-      const double s = d.run(spec.layers, [&](int layer, Fabric::Done done) { d.fabric->fetch(peer, runs(layer), std::move(done)); }, &got);
+      const double s = d.run(spec.layers, [&](int layer, Fabric::Done done) { d.fabric->fetch(peer, plan(layer), std::move(done)); }, &got);
       if (got != expected) {
         std::printf("digest mismatch\n");
         return 1;

@@ -25,14 +25,14 @@ const std::uint64_t* KnownBlocks::find(const wire::BlockHash& hash) const {
   return found == blocks_.end() ? nullptr : &found->second;
 }
 
-PoolAudit::PoolAudit(const EventQueue& queue, std::string worker, const device::KvView& view, const KnownBlocks& known, Failures& failures)
+PoolAudit::PoolAudit(const EventQueue& queue, std::string worker, Memory memory, const KnownBlocks& known, Failures& failures)
     : queue_(queue),
       worker_(std::move(worker)),
-      view_(view),
+      memory_(std::move(memory)),
       known_(known),
       failures_(failures),
-      uses_(static_cast<std::size_t>(view.spec.blocks)),
-      seen_(static_cast<std::size_t>(view.spec.blocks)) {}
+      uses_(static_cast<std::size_t>(memory_->spec().blocks)),
+      seen_(static_cast<std::size_t>(memory_->spec().blocks)) {}
 
 void PoolAudit::fail(std::string_view invariant, const std::string& what) { failures_.add(queue_.now(), invariant, worker_ + ": " + what); }
 
@@ -53,7 +53,7 @@ void PoolAudit::writes(BlockId block, std::uint64_t seq) {
 }
 
 void PoolAudit::step_begins(const engine::StepPlan& plan) {
-  const std::int32_t size = view_.spec.block_tokens;
+  const std::int32_t size = memory_->spec().block_tokens;
   for (const auto& row : plan.rows) {
     const auto used = static_cast<std::size_t>((row.end + size - 1) / size);
     if (row.blocks->size() < used) {
@@ -84,17 +84,19 @@ void PoolAudit::computes_on_wrong_kv(const engine::StepRow& row, int layer, std:
 
 // ---------------------------------------------------------------------------------------------------------------- jobs
 
-void PoolAudit::job_begins(transfer::Fabric::JobId id, const std::vector<transfer::ByteRun>& runs, bool writes) {
+void PoolAudit::job_begins(transfer::Fabric::JobId id, const transfer::CopyPlan& plan, bool writes) {
   Job job{{}, {}, writes};
+  std::vector<transfer::ByteRun> runs = plan.runs;
+  runs.insert(runs.end(), plan.replicas.begin(), plan.replicas.end());
   for (const auto& run : runs) {
-    const auto first = run.target % view_.layer_stride / view_.block_stride;
-    const auto last = (run.target + run.bytes - 1) % view_.layer_stride / view_.block_stride;
-    for (auto b = first; b <= last; ++b) job.blocks.push_back(static_cast<std::int32_t>(b));
+    const std::int32_t first = memory_->block_at(run.target_part, run.target).value;
+    const std::int32_t last = memory_->block_at(run.target_part, run.target + run.bytes - 1).value;
+    for (std::int32_t b = first; b <= last; ++b) job.blocks.push_back(b);
   }
   std::sort(job.blocks.begin(), job.blocks.end());
   job.blocks.erase(std::unique(job.blocks.begin(), job.blocks.end()), job.blocks.end());
   const auto overlaps = [](const transfer::ByteRun& a, const transfer::ByteRun& b) {
-    return a.target < b.target + b.bytes && b.target < a.target + a.bytes;
+    return a.target_part == b.target_part && a.target < b.target + b.bytes && b.target < a.target + a.bytes;
   };
   for (const std::int32_t b : job.blocks) {
     Use& u = use(BlockId(b));
@@ -111,7 +113,7 @@ void PoolAudit::job_begins(transfer::Fabric::JobId id, const std::vector<transfe
     }
     ++(writes ? u.fetches : u.digests);
   }
-  if (writes) job.runs = runs;
+  if (writes) job.runs = std::move(runs);
   jobs_.emplace(id, std::move(job));
 }
 
@@ -123,9 +125,9 @@ void PoolAudit::job_ends(transfer::Fabric::JobId id) {
 
 void PoolAudit::read_by_peer(const std::vector<transfer::ByteRun>& runs) {
   for (const auto& run : runs) {
-    const auto block = static_cast<std::int32_t>(run.source % view_.layer_stride / view_.block_stride);
-    if (pool_->references(BlockId(block)) < 1)
-      return fail("I2", "block " + std::to_string(block) + " is free or only cached while a peer fetches it");
+    const BlockId block = memory_->block_at(run.source_part, run.source);
+    if (pool_->references(block) < 1)
+      return fail("I2", "block " + std::to_string(block.value) + " is free or only cached while a peer fetches it");
   }
 }
 
@@ -149,29 +151,36 @@ void PoolAudit::check() {
   }
 }
 
-void PoolAudit::check_published(const std::vector<std::uint64_t>& memory) {
-  const auto& spec = view_.spec;
+void PoolAudit::check_published() {
+  const auto& spec = memory_->spec();
   for (std::int32_t b = 0; b < spec.blocks; ++b) {
     const BlockId block(b);
     const wire::BlockHash* name = pool_->name(block);
     if (name == nullptr || seen_[static_cast<std::size_t>(b)] == *name) continue;
     seen_[static_cast<std::size_t>(b)] = *name;
     const std::uint64_t* expected = known_.find(*name);
-    std::uint64_t sum = 0;
-    int slot = 0;
-    for (int l = 0; l < spec.layers; ++l) {
-      for (int h = 0; h < spec.kv_heads; ++h) {
-        for (auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
-          const std::uint64_t* row = memory.data() + view_.offset(l, block, h, kind, 0) / 8;  // one word a token
-          for (int t = 0; t < spec.block_tokens; ++t) sum += row_term(slot, row[t]) * (2 * static_cast<std::uint64_t>(t) + 1);
-          ++slot;
-        }
+    if (expected == nullptr) fail("I5", "block " + std::to_string(b) + " is published under a name that no request's tokens have");
+    for (int copy = 0; expected != nullptr && copy < memory_->copies_max(); ++copy) {
+      if (sum_of(block, copy) != *expected) fail("I5", "block " + std::to_string(b) + " is published, but its KV is not that of its name");
+    }
+  }
+}
+
+// Of a block's words, each from the given copy of its head, or the last one.
+std::uint64_t PoolAudit::sum_of(BlockId block, int copy) const {
+  const auto& spec = memory_->spec();
+  std::uint64_t sum = 0;
+  int slot = 0;
+  for (int l = 0; l < spec.layers; ++l) {
+    for (int h = 0; h < spec.kv_heads; ++h) {
+      for (auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
+        const std::uint64_t* row = &memory_->word(std::min(copy, memory_->copies(h) - 1), l, block, h, kind, 0);  // one word a token
+        for (int t = 0; t < spec.block_tokens; ++t) sum += row_term(slot, row[t]) * (2 * static_cast<std::uint64_t>(t) + 1);
+        ++slot;
       }
     }
-    if (expected == nullptr) fail("I5", "block " + std::to_string(b) + " is published under a name that no request's tokens have");
-    if (expected != nullptr && sum != *expected)
-      fail("I5", "block " + std::to_string(b) + " is published, but its KV is not that of its name");
   }
+  return sum;
 }
 
 }  // namespace baton::sim

@@ -10,11 +10,10 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "device/kv_view.h"
 #include "engine/step.h"
 #include "kv/block_pool.h"
 #include "sim/event_queue.h"
-#include "sim/model.h"
+#include "sim/pool.h"
 #include "transfer/fabric.h"
 #include "wire/prefix_hash.h"
 
@@ -46,7 +45,7 @@ class KnownBlocks {
 
 class PoolAudit {
  public:
-  PoolAudit(const EventQueue& queue, std::string worker, const device::KvView& view, const KnownBlocks& known, Failures& failures);
+  PoolAudit(const EventQueue& queue, std::string worker, Memory memory, const KnownBlocks& known, Failures& failures);
   void watch(const kv::BlockPool& pool) { pool_ = &pool; }
 
   // --- from the device
@@ -54,7 +53,7 @@ class PoolAudit {
   void step_ends();
   void computes_on_wrong_kv(const engine::StepRow& row, int layer, std::int32_t token);
   // --- from the fabric: a fetch writes its runs' targets, a digest reads them
-  void job_begins(transfer::Fabric::JobId job, const std::vector<transfer::ByteRun>& runs, bool writes);
+  void job_begins(transfer::Fabric::JobId job, const transfer::CopyPlan& plan, bool writes);
   void job_ends(transfer::Fabric::JobId job);
   // A peer has read these runs' sources here, of an attempt that is under way.
   void read_by_peer(const std::vector<transfer::ByteRun>& runs);
@@ -62,7 +61,7 @@ class PoolAudit {
   // After every event of the process, O(blocks in use): what is read or written is held, and what a fetch writes is nobody else's.
   void check();
   // Now and then, O(blocks): what is published is what its name says.
-  void check_published(const std::vector<std::uint64_t>& memory);
+  void check_published();
 
  private:
   struct Use {
@@ -77,11 +76,12 @@ class PoolAudit {
   Use& use(BlockId block) { return uses_[static_cast<std::size_t>(block.value)]; }
   void reads(BlockId block);
   void writes(BlockId block, std::uint64_t seq);
+  std::uint64_t sum_of(BlockId block, int copy) const;
   void fail(std::string_view invariant, const std::string& what);
 
   const EventQueue& queue_;
   const std::string worker_;
-  const device::KvView view_;
+  const Memory memory_;
   const KnownBlocks& known_;
   Failures& failures_;
   const kv::BlockPool* pool_ = nullptr;

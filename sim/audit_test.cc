@@ -27,19 +27,22 @@ class AuditTest : public ::testing::Test {
     plan_.rows = std::move(rows);
     audit_.step_begins(plan_);
   }
-  std::vector<transfer::ByteRun> whole(BlockId block, int layer) const {
-    return {{0, view_.offset(layer, block, 0, device::KvKind::kKey, 0), view_.block_stride}};
+  transfer::CopyPlan whole(BlockId block, int layer) const {
+    const device::KvView& view = memory_->parts()[0].view;
+    transfer::CopyPlan plan;
+    plan.runs = {{0, view.offset(layer, block, 0, device::KvKind::kKey, 0), view.block_stride}};
+    return plan;
   }
   std::string failed() const { return failures_.any() ? failures_.messages()[0].substr(0, 2) : ""; }
 
   static constexpr int kBlockTokens = 8;
   const ModelShape shape_{2, 1};
-  const device::KvView view_ = device::KvView::dense(shape_.spec(kBlockTokens, 8));
+  const Memory memory_ = std::make_shared<Pool>(shape_, kBlockTokens, 8, 2);  // two ranks, one head: a copy each
   EventQueue queue_;
   Failures failures_;
   KnownBlocks known_;
   kv::BlockPool pool_{8};
-  PoolAudit audit_{queue_, "w0", view_, known_, failures_};
+  PoolAudit audit_{queue_, "w0", memory_, known_, failures_};
   std::vector<BlockId> blocks_;
   std::vector<TokenId> ids_ = std::vector<TokenId>(64, 7);
   engine::StepPlan plan_;
@@ -136,28 +139,28 @@ TEST_F(AuditTest, I5WhatIsPublishedIsWhatItsNameSays) {
   const Expected expected = reference(shape_, r, 0, 512);
   known_.add(ids_, expected.rows, kBlockTokens, "");
   const wire::BlockHash name = wire::prefix_chain(ids_, kBlockTokens, "").front();
-  std::vector<std::uint64_t> memory(view_.spec.bytes() / 8);
   for (int l = 0; l < shape_.layers; ++l) {
     for (auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
       std::uint64_t word = first_word(l, 0, static_cast<int>(kind));
-      for (int t = 0; t < kBlockTokens; ++t)
-        memory[static_cast<std::size_t>(view_.offset(l, blocks_[0], 0, kind, t)) / 8] = word =
-            next_word(word, ids_[static_cast<std::size_t>(t)]);
+      for (int t = 0; t < kBlockTokens; ++t) {
+        word = next_word(word, ids_[static_cast<std::size_t>(t)]);
+        for (int copy : {0, 1}) memory_->word(copy, l, blocks_[0], 0, kind, t) = word;
+      }
     }
   }
   EXPECT_TRUE(pool_.publish(blocks_[0], name));
-  audit_.check_published(memory);
+  audit_.check_published();
   EXPECT_EQ(failed(), "") << failures_.messages()[0];
 
-  PoolAudit again(queue_, "w0", view_, known_, failures_);
+  PoolAudit again(queue_, "w0", memory_, known_, failures_);
   again.watch(pool_);
-  memory[static_cast<std::size_t>(view_.offset(1, blocks_[0], 0, device::KvKind::kValue, 5)) / 8] ^= 4;
-  again.check_published(memory);
+  memory_->word(1, 1, blocks_[0], 0, device::KvKind::kValue, 5) ^= 4;  // of the second rank's copy
+  again.check_published();
   EXPECT_EQ(failed(), "I5");
 }
 TEST_F(AuditTest, I5ANameThatNobodysTokensHave) {
   EXPECT_TRUE(pool_.publish(blocks_[0], {1, 2}));
-  audit_.check_published(std::vector<std::uint64_t>(view_.spec.bytes() / 8));
+  audit_.check_published();
   EXPECT_EQ(failed(), "I5");
 }
 

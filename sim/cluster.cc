@@ -50,11 +50,10 @@ void say(std::string& held, const char* what, std::uint64_t count) {
 WorkerProcess::WorkerProcess(World& world, const WorkerShape& shape)
     : world_(world), name_(shape.name), host_(world.queue, shape.name, ahead(shape.seed)), max_model_len_(shape.max_model_len) {
   world.network.add(host_);
-  const device::KvView view = device::KvView::dense(shape.model.spec(shape.block_tokens, shape.blocks));
-  memory_ = std::make_shared<std::vector<std::uint64_t>>(view.spec.bytes() / sizeof(std::uint64_t), 0);
-  audit_ = std::make_unique<PoolAudit>(world.queue, name_, view, world.known, world.failures);
-  fabric_ = std::make_unique<Fabric>(host_, world.trace, *audit_, shape.seed, world.fabric, world.memories, view, memory_);
-  auto device = std::make_unique<Device>(host_, world.trace, *audit_, shape.device, view, memory_);
+  const auto memory = std::make_shared<Pool>(shape.model, shape.block_tokens, shape.blocks, shape.ranks);
+  audit_ = std::make_unique<PoolAudit>(world.queue, name_, memory, world.known, world.failures);
+  fabric_ = std::make_unique<Fabric>(host_, world.trace, *audit_, shape.seed, world.fabric, world.memories, memory);
+  auto device = std::make_unique<Device>(host_, world.trace, *audit_, shape.device, memory);
   device_ = device.get();
   engine_ = engine::Engine::create(host_, std::move(device), engine_options(shape));
   audit_->watch(engine_->pool());
@@ -72,7 +71,7 @@ WorkerProcess::WorkerProcess(World& world, const WorkerShape& shape)
 WorkerProcess::~WorkerProcess() { world_.network.remove(host_); }
 
 Status WorkerProcess::check() {
-  audit_->check_published(*memory_);
+  audit_->check_published();
   return engine_->check();
 }
 
@@ -206,6 +205,7 @@ Cluster::Cluster(World& world, const Scenario& scenario) : world_(world), socket
       shape.model = model_;
       shape.block_tokens = group.block_tokens[rng.below(group.block_tokens.size())];
       shape.blocks = group.pool_tokens / shape.block_tokens;
+      shape.ranks = group.ranks[Rng(shape.seed, 3).below(group.ranks.size())];
       shape.max_model_len = kMaxModelLen;
       shape.max_num_seqs = group.max_num_seqs;
       shape.max_num_batched_tokens = group.max_num_batched_tokens;

@@ -47,6 +47,7 @@ struct WorkerShape {
   ModelShape model;
   int block_tokens = 0;
   std::int32_t blocks = 0;
+  int ranks = 1;
   std::int64_t max_model_len = 0;
   std::int32_t max_num_seqs = 0, max_num_batched_tokens = 0;
   DeviceModel device;
@@ -83,7 +84,6 @@ class WorkerProcess {
   const std::string name_;
   Host host_;
   const std::int64_t max_model_len_;
-  Memory memory_;
   std::unique_ptr<PoolAudit> audit_;
   Device* device_ = nullptr;  // the engine's
   std::unique_ptr<Fabric> fabric_;

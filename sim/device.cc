@@ -6,17 +6,17 @@
 
 namespace baton::sim {
 
-Device::Device(Host& host, Trace& trace, PoolAudit& audit, DeviceModel model, const device::KvView& view, Memory memory)
-    : host_(host), trace_(trace), audit_(audit), model_(model), view_(view), memory_(std::move(memory)) {}
+Device::Device(Host& host, Trace& trace, PoolAudit& audit, DeviceModel model, Memory memory)
+    : host_(host), trace_(trace), audit_(audit), model_(model), memory_(std::move(memory)), spec_(memory_->spec()) {}
 
 Device::~Device() {
   for (const auto timer : timers_) host_.cancel(timer);
 }
 
-std::uint64_t& Device::word(const engine::StepRow& row, int layer, int head, int kind, std::int32_t token) const {
-  const int bt = view_.spec.block_tokens;
+std::uint64_t& Device::word(int copy, const engine::StepRow& row, int layer, int head, int kind, std::int32_t token) const {
+  const int bt = spec_.block_tokens;
   const BlockId block = (*row.blocks)[static_cast<std::size_t>(token / bt)];
-  return (*memory_)[static_cast<std::size_t>(view_.offset(layer, block, head, static_cast<device::KvKind>(kind), token % bt)) / 8];
+  return memory_->word(copy, layer, block, head, static_cast<device::KvKind>(kind), token % bt);
 }
 
 void Device::submit(const engine::StepPlan& plan) {
@@ -32,7 +32,7 @@ void Device::submit(const engine::StepPlan& plan) {
   ns += ns / 100 * slower_percent_;
   const Duration total(std::max<std::int64_t>(1, ns / 1000));
   result_.elapsed = total;
-  const int layers = view_.spec.layers;
+  const int layers = spec_.layers;
   timers_.clear();
   for (int layer = 0; layer < layers; ++layer) {
     timers_.push_back(host_.after(total * (layer + 1) / (layers + 1), [this, layer] { layer_due(layer); }));
@@ -47,14 +47,13 @@ void Device::submit(const engine::StepPlan& plan) {
 }
 
 void Device::copy_blocks() {
-  const auto& spec = view_.spec;
-  for (const auto& copy : plan_->copies) {
-    for (int l = 0; l < spec.layers; ++l) {
-      for (int h = 0; h < spec.kv_heads; ++h) {
-        for (auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
-          for (int t = 0; t < spec.block_tokens; ++t) {
-            (*memory_)[static_cast<std::size_t>(view_.offset(l, copy.to, h, kind, t)) / 8] =
-                (*memory_)[static_cast<std::size_t>(view_.offset(l, copy.from, h, kind, t)) / 8];
+  for (const auto& block : plan_->copies) {
+    for (int l = 0; l < spec_.layers; ++l) {
+      for (int h = 0; h < spec_.kv_heads; ++h) {
+        for (int copy = 0; copy < memory_->copies(h); ++copy) {
+          for (auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
+            for (int t = 0; t < spec_.block_tokens; ++t)
+              memory_->word(copy, l, block.to, h, kind, t) = memory_->word(copy, l, block.from, h, kind, t);
           }
         }
       }
@@ -76,13 +75,15 @@ void Device::layer_due(int layer) {
 void Device::verify(const engine::StepRow& row) {
   const std::int32_t known = std::exchange(verified_[row.seq.value], row.end);
   if (row.begin == 0 || row.begin == known) return;
-  for (int l = 0; l < view_.spec.layers; ++l) {
-    for (int h = 0; h < view_.spec.kv_heads; ++h) {
+  for (int l = 0; l < spec_.layers; ++l) {
+    for (int h = 0; h < spec_.kv_heads; ++h) {
       for (int kind : {0, 1}) {
         std::uint64_t expected = first_word(l, h, kind);
         for (std::int32_t t = 0; t < row.begin; ++t) {
           expected = next_word(expected, (*row.ids)[static_cast<std::size_t>(t)]);
-          if (word(row, l, h, kind, t) != expected) return audit_.computes_on_wrong_kv(row, l, t);
+          for (int copy = 0; copy < memory_->copies(h); ++copy) {
+            if (word(copy, row, l, h, kind, t) != expected) return audit_.computes_on_wrong_kv(row, l, t);
+          }
         }
       }
     }
@@ -90,11 +91,13 @@ void Device::verify(const engine::StepRow& row) {
 }
 
 void Device::write(const engine::StepRow& row, int layer) {
-  for (int h = 0; h < view_.spec.kv_heads; ++h) {
-    for (int kind : {0, 1}) {
-      std::uint64_t before = row.begin > 0 ? word(row, layer, h, kind, row.begin - 1) : first_word(layer, h, kind);
-      for (std::int32_t t = row.begin; t < row.end; ++t) {
-        before = word(row, layer, h, kind, t) = next_word(before, (*row.ids)[static_cast<std::size_t>(t)]);
+  for (int h = 0; h < spec_.kv_heads; ++h) {
+    for (int copy = 0; copy < memory_->copies(h); ++copy) {
+      for (int kind : {0, 1}) {
+        std::uint64_t before = row.begin > 0 ? word(copy, row, layer, h, kind, row.begin - 1) : first_word(layer, h, kind);
+        for (std::int32_t t = row.begin; t < row.end; ++t) {
+          before = word(copy, row, layer, h, kind, t) = next_word(before, (*row.ids)[static_cast<std::size_t>(t)]);
+        }
       }
     }
   }
@@ -104,14 +107,14 @@ engine::StepResult::Row Device::sample(const engine::StepRow& row) const {
   engine::StepResult::Row out;
   out.seq = row.seq;
   if (row.sample) {
-    const auto& spec = view_.spec;
     Context context;
     const std::span<const TokenId> ids(row.ids->data(), static_cast<std::size_t>(row.end));
     int slot = 0;
-    for (int l = 0; l < spec.layers; ++l) {
-      for (int h = 0; h < spec.kv_heads; ++h) {
+    for (int l = 0; l < spec_.layers; ++l) {
+      for (int h = 0; h < spec_.kv_heads; ++h) {
+        const int copy = memory_->copies(h) - 1;  // the one that a hand-off writes last
         for (int kind : {0, 1}) {
-          for (std::int32_t t = 0; t < row.end; ++t) context.add(t, slot, word(row, l, h, kind, t));
+          for (std::int32_t t = 0; t < row.end; ++t) context.add(t, slot, word(copy, row, l, h, kind, t));
           ++slot;
         }
       }

@@ -1,5 +1,5 @@
 #pragma once
-// The modelled device: a KV pool in plain memory (model.h says what is in it) and a step executor that takes virtual time by a cost model.
+// The modelled device: KV pools in plain memory (pool.h) and a step executor that takes virtual time by a cost model.
 // It writes a layer when that layer is due, and reads the whole context when the step ends: KV that is missing, overwritten or of someone
 // else is then seen as a wrong token.
 
@@ -12,13 +12,10 @@
 #include "net/event_loop.h"
 #include "sim/audit.h"
 #include "sim/host.h"
-#include "sim/model.h"
+#include "sim/pool.h"
 #include "sim/trace.h"
 
 namespace baton::sim {
-
-// Memory of a pool. Shared, because on a real machine a mapping outlives the process that made it.
-using Memory = std::shared_ptr<std::vector<std::uint64_t>>;
 
 struct DeviceModel {  // nanoseconds
   std::int64_t step = 2'000'000;
@@ -29,7 +26,7 @@ struct DeviceModel {  // nanoseconds
 
 class Device final : public engine::StepExecutor {
  public:
-  Device(Host& host, Trace& trace, PoolAudit& audit, DeviceModel model, const device::KvView& view, Memory memory);
+  Device(Host& host, Trace& trace, PoolAudit& audit, DeviceModel model, Memory memory);
   ~Device() override;
 
   void start(Callbacks callbacks) override { callbacks_ = std::move(callbacks); }
@@ -40,7 +37,7 @@ class Device final : public engine::StepExecutor {
   void slow_down(std::int64_t percent) { slower_percent_ = percent; }
 
  private:
-  std::uint64_t& word(const engine::StepRow& row, int layer, int head, int kind, std::int32_t token) const;
+  std::uint64_t& word(int copy, const engine::StepRow& row, int layer, int head, int kind, std::int32_t token) const;
   void copy_blocks();
   void verify(const engine::StepRow& row);
   void layer_due(int layer);
@@ -52,8 +49,8 @@ class Device final : public engine::StepExecutor {
   Trace& trace_;
   PoolAudit& audit_;
   const DeviceModel model_;
-  const device::KvView view_;
   const Memory memory_;
+  const device::KvSpec spec_;  // of the whole model
   Callbacks callbacks_;
   const engine::StepPlan* plan_ = nullptr;
   engine::StepResult result_;

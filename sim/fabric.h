@@ -11,6 +11,7 @@
 #include "sim/audit.h"
 #include "sim/device.h"
 #include "sim/host.h"
+#include "sim/pool.h"
 #include "sim/trace.h"
 #include "transfer/fabric.h"
 
@@ -49,13 +50,12 @@ class Memories {
 
 class Fabric final : public transfer::Fabric {
  public:
-  Fabric(Host& host, Trace& trace, PoolAudit& audit, std::uint64_t seed, FabricModel model, Memories& memories, const device::KvView& view,
-         Memory own);
+  Fabric(Host& host, Trace& trace, PoolAudit& audit, std::uint64_t seed, FabricModel model, Memories& memories, Memory own);
   ~Fabric() override;
 
-  transfer::SourceRegion export_pool(transfer::Range heads) const override;
+  transfer::SourceRegion export_pool() const override { return own_->region(pid_); }
   Result<std::shared_ptr<transfer::PeerRegion>> open(const transfer::SourceRegion& region) override;
-  JobId fetch(std::shared_ptr<transfer::PeerRegion> peer, std::vector<transfer::ByteRun> runs, Done done) override;
+  JobId fetch(std::shared_ptr<transfer::PeerRegion> peer, transfer::CopyPlan plan, Done done) override;
   JobId digest(std::vector<transfer::ByteRun> runs, Done done) override;
   void cancel(JobId job) override;
   std::size_t jobs_max() const override { return model_.jobs_max; }
@@ -74,11 +74,11 @@ class Fabric final : public transfer::Fabric {
   struct Job {
     JobId id = 0;
     std::shared_ptr<Region> peer;  // null: digest local memory
-    std::vector<transfer::ByteRun> runs;
+    transfer::CopyPlan plan;
     Done done;
     bool cancelled = false;
   };
-  JobId submit(std::shared_ptr<Region> peer, std::vector<transfer::ByteRun> runs, Done done);
+  JobId submit(std::shared_ptr<Region> peer, transfer::CopyPlan plan, Done done);
   void begin();
   void end();
   void copy(const Job& job, std::size_t from, std::size_t to);
@@ -90,7 +90,6 @@ class Fabric final : public transfer::Fabric {
   Rng rng_;
   const FabricModel model_;
   Memories& memories_;
-  const device::KvView view_;
   const Memory own_;
   const std::int32_t pid_;
   std::deque<Job> jobs_;  // the first one runs

@@ -24,8 +24,8 @@ std::vector<Scenario> make() {
     Scenario s;
     s.name = name;
     s.about = about;
-    s.workers = {{.count = 2, .role = Role::kPrefill, .block_tokens = {8, 16, 32}},
-                 {.count = 2, .role = Role::kDecode, .block_tokens = {8, 16, 32}}};
+    s.workers = {{.count = 2, .role = Role::kPrefill, .block_tokens = {8, 16, 32}, .ranks = {1, 2, 3, 4}},
+                 {.count = 2, .role = Role::kDecode, .block_tokens = {8, 16, 32}, .ranks = {1, 2, 3, 4}}};
     all.push_back(std::move(s));
     return all.back();
   };

@@ -25,6 +25,7 @@ struct WorkerGroup {
   wire::Role role = wire::Role::kBoth;
   std::int32_t pool_tokens = 16384;
   std::vector<int> block_tokens = {16};  // one of these
+  std::vector<int> ranks = {1};          // one of these
   std::int32_t max_num_seqs = 32, max_num_batched_tokens = 256;
   DeviceModel device = {};
   bool operator==(const WorkerGroup&) const = default;

@@ -113,6 +113,9 @@ class Shrinker {
     with([](Scenario& s) { s.fabric = {}; });
     with([](Scenario& s) { s.layers = 1; });
     with([](Scenario& s) { s.kv_heads = 1; });
+    with([](Scenario& s) {
+      for (WorkerGroup& group : s.workers) group.ranks = {1};
+    });
     with([](Scenario& s) { s.sockets_inherited = false; });
   }
 

@@ -301,6 +301,8 @@ Scenario draw_swarm(std::uint64_t seed) {
   s.layers = draw.number(1, 5);
   s.kv_heads = 1 << draw.number(0, 2);
   draw_workers(draw, s);
+  Rng ranks(seed, 1);  // apart: a degree changes nothing else of a seed
+  for (WorkerGroup& group : s.workers) group.ranks = {ranks.below(2) == 0 ? 1 : 2 + static_cast<int>(ranks.below(3))};
   draw_load(draw, s.load);
   s.network = {.latency = microseconds(draw.log_between(10, 4'000)),
                .jitter = microseconds(draw.log_between(1, 2'000)),

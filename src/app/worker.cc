@@ -29,7 +29,11 @@ Status run(const WorkerFlags& flags) {
   watch_lifetime(loop, flags.lifetime_fd);
   BATON_ASSIGN_OR_RETURN(EngineSetup setup, set_up_engine(flags.engine, flags.peers, loop));
   const model::ModelConfig& config = setup.files->config();
-  device::KvPool& pool = setup.executor->pool(0);
+  std::vector<transfer::RankPool> ranks;
+  for (int rank = 0; rank < setup.executor->ranks(); ++rank) {
+    const model::Extent heads = setup.loaded->ranks[static_cast<std::size_t>(rank)].decoder->shard().kv_heads;
+    ranks.push_back({&setup.executor->pool(rank), {heads.begin, heads.end}});
+  }
 
   worker::WorkerOptions options;
   options.name = flags.name;
@@ -48,7 +52,7 @@ Status run(const WorkerFlags& flags) {
   options.max_model_len = setup.options.max_model_len;
   options.max_num_seqs = setup.options.max_num_seqs;
   const auto engine = engine::Engine::create(loop, std::move(setup.executor), setup.options);
-  BATON_ASSIGN_OR_RETURN(const auto server, worker::Worker::create(loop, *engine, pool, std::move(options)));
+  BATON_ASSIGN_OR_RETURN(const auto server, worker::Worker::create(loop, *engine, ranks, std::move(options)));
   log::info("{} ({}) listens on {}:{}, hand-off links on {}", flags.name, flags.role, flags.host, server->http_port(), server->link_port());
   bool draining = false;
   loop.on_signals({SIGTERM, SIGINT}, [&](int) {

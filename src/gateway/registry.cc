@@ -60,7 +60,7 @@ std::string Registry::incompatibility(WorkerId id, const wire::WorkerStatus& sta
     if (&other == &at(id) || !answers(other) || !other.status.ready) continue;
     if (status.model_digest != other.status.model_digest)
       return "serves the model " + status.model_digest + ", but " + other.name() + " serves " + other.status.model_digest;
-    if (status.kv != other.status.kv)
+    if (!status.kv.same_shape(other.status.kv))
       return "has the KV schema (" + text(status.kv) + "), but " + other.name() + " has (" + text(other.status.kv) + ")";
   }
   return {};

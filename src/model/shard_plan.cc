@@ -75,17 +75,4 @@ Result<ShardPlan> ShardPlan::make(const ShardShape& shape, int ranks) {
   return plan;
 }
 
-Rank ShardPlan::sender_of(std::int32_t kv_head) const {
-  const auto holds = [&](const Shard& s) { return kv_head >= s.kv_heads.begin && kv_head < s.kv_heads.end; };
-  const auto found = std::ranges::find_if(shards_, holds);
-  BATON_CHECK(found != shards_.end());
-  return Rank(static_cast<std::int32_t>(found - shards_.begin()));
-}
-
-Extent ShardPlan::sent_by(Rank rank) const {
-  const Extent& held = of(rank).kv_heads;
-  // Only a rank with a single head can have an earlier rank with the same one.
-  return sender_of(held.begin) == rank ? held : Extent{held.begin, held.begin};
-}
-
 }  // namespace baton::model

@@ -42,10 +42,6 @@ class ShardPlan {
 
   int ranks() const { return static_cast<int>(shards_.size()); }
   const Shard& of(Rank rank) const { return shards_.at(static_cast<std::size_t>(rank.value)); }
-  // The rank that hands `kv_head` over: the first that holds it. The copies of the others are not sent.
-  Rank sender_of(std::int32_t kv_head) const;
-  // KV heads that `rank` hands over; empty where others do.
-  Extent sent_by(Rank rank) const;
 
  private:
   std::vector<Shard> shards_;

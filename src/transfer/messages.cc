@@ -62,8 +62,7 @@ void read(Reader& r, wire::KvSchema& s) {
   s.dtype = r.string(64);
 }
 
-void write(Writer& w, const SourceRegion& s) {
-  w.i32(s.pid);
+void write(Writer& w, const RegionPart& s) {
   w.i32(s.fd);
   w.u64(s.bytes);
   const auto& spec = s.view.spec;
@@ -76,8 +75,7 @@ void write(Writer& w, const SourceRegion& s) {
   for (auto stride : {s.view.layer_stride, s.view.block_stride, s.view.head_stride, s.view.kind_stride, s.view.token_stride}) w.i64(stride);
   write(w, s.heads);
 }
-void read(Reader& r, SourceRegion& s) {
-  s.pid = r.i32();
+void read(Reader& r, RegionPart& s) {
   s.fd = r.i32();
   s.bytes = r.u64();
   auto& spec = s.view.spec;
@@ -93,6 +91,20 @@ void read(Reader& r, SourceRegion& s) {
     *stride = r.i64();
   }
   read(r, s.heads);
+}
+constexpr std::size_t kPartBytes = 81;
+
+void write(Writer& w, const SourceRegion& s) {
+  BATON_CHECK(s.parts.size() <= Limits::kParts);
+  w.i32(s.pid);
+  w.u32(static_cast<std::uint32_t>(s.parts.size()));
+  for (const RegionPart& part : s.parts) write(w, part);
+}
+void read(Reader& r, SourceRegion& s) {
+  s.pid = r.i32();
+  s.parts.resize(r.count(Limits::kParts, kPartBytes));
+  if (s.parts.empty()) r.fail();
+  for (RegionPart& part : s.parts) read(r, part);
 }
 
 void write(Writer& w, const FirstToken& f) {

@@ -27,7 +27,7 @@
 
 namespace baton::transfer {
 
-inline constexpr std::uint16_t kLinkProtocol = 1;
+inline constexpr std::uint16_t kLinkProtocol = 2;
 
 struct Limits {
   static constexpr std::size_t kFrameBytes = 1u << 20;
@@ -35,6 +35,7 @@ struct Limits {
   static constexpr std::size_t kStringBytes = 4096;
   static constexpr std::size_t kLocatorBytes = 512u << 10;
   static constexpr std::size_t kChoices = 1024;
+  static constexpr std::size_t kParts = 64;  // of a pool
   static constexpr std::size_t kTopLogprobs = wire::kLogprobsMax;
   static constexpr std::int32_t kTokens = 1 << 24;  // of a prompt
 };
@@ -46,12 +47,20 @@ struct Range {
   bool operator==(const Range&) const = default;
 };
 
-// Host memory of a process on this host that holds a KV pool, or part of it, and how the KV lies in it.
-struct SourceRegion {
-  std::int32_t pid = 0, fd = -1;
+// Host memory that holds what one rank keeps of a KV pool, and how the KV lies in it.
+struct RegionPart {
+  std::int32_t fd = -1;
   std::uint64_t bytes = 0;
   device::KvView view;  // its kv_heads are `heads` of the model
   Range heads;
+};
+
+// The KV pool of a process on this host: a part for each of its ranks, in their order. A block id means the same tokens in every part. Where
+// ranks outnumber KV heads, several parts hold the same head; the first of them speaks for it.
+struct SourceRegion {
+  std::int32_t pid = 0;
+  std::vector<RegionPart> parts;
+  const device::KvSpec& spec() const { return parts.front().view.spec; }  // only kv_heads differs between parts
 };
 
 // Names one try of one hand-off in every message. `epoch` is D's, drawn for each grant and never used again; zero before the grant.

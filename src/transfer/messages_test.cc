@@ -14,7 +14,9 @@ std::vector<Message> samples() {
   hello.model_digest = "sha256:abc";
   hello.numerics_id = "q4_1/int8/avx512";
   hello.kv = {30, 3, 64, "bf16"};
-  hello.region = {4242, 17, 1u << 20, device::KvView::dense({30, 3, 64, device::DType::kBF16, 32, 100}), {0, 3}};
+  hello.region = {4242,
+                  {{17, 1u << 20, device::KvView::dense({30, 2, 64, device::DType::kBF16, 32, 100}), {0, 2}},
+                   {18, 1u << 19, device::KvView::dense({30, 1, 64, device::DType::kBF16, 32, 100}), {2, 3}}}};
   const Key key{LeaseId(0xfedcba9876543210), Attempt(3), Epoch(99)};
   FirstToken plain{{0, 200, 17, std::nullopt, {}}, std::nullopt};
   FirstToken full{{1, 200, 42, -0.25f, {{42, -0.25f}, {7, -1.5f}}}, wire::FinishEvent{1, wire::FinishReason::kStop, 42}};
@@ -56,7 +58,7 @@ TEST(Messages, RoundTrip) {
 // The bytes of a frame are a format that other builds read: they may not change without a new protocol number.
 TEST(Messages, FormatIsFixed) {
   const std::string frame = encode(Ack{{LeaseId(0x0102030405060708), Attempt(0x0a0b0c0d), Epoch(1)}});
-  const unsigned char expected[] = {24, 0, 0, 0, 1, 0, 10, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0xd, 0xc, 0xb, 0xa, 1, 0, 0, 0, 0, 0, 0, 0};
+  const unsigned char expected[] = {24, 0, 0, 0, 2, 0, 10, 0, 8, 7, 6, 5, 4, 3, 2, 1, 0xd, 0xc, 0xb, 0xa, 1, 0, 0, 0, 0, 0, 0, 0};
   EXPECT_EQ(frame, std::string(reinterpret_cast<const char*>(expected), sizeof expected));
 }
 
@@ -142,10 +144,10 @@ TEST(Messages, OversizedAndForeignFramesEndTheLink) {
   EXPECT_FALSE(http.next().ok());
 
   std::string other = encode(samples()[9]);
-  other[4] = 2;
+  other[4] = 7;
   const auto r = decode(std::string_view(other).substr(4));
   ASSERT_FALSE(r.ok());
-  EXPECT_NE(r.status().message().find("link protocol 2"), std::string::npos);
+  EXPECT_NE(r.status().message().find("link protocol 7"), std::string::npos);
 }
 
 TEST(Messages, LocatorIsBounded) {

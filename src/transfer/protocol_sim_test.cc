@@ -24,13 +24,12 @@ namespace baton::transfer {
 namespace {
 
 using testing::random_blocks;
-using testing::random_layout;
+using testing::random_shards;
 using testing::rows_equal;
-using testing::TestPool;
+using testing::TestRanks;
 using testing::write_rows;
 
-constexpr int kLayers = 3, kHeads = 2;
-constexpr Range kAllHeads{0, kHeads};
+constexpr int kLayers = 3, kHeads = 3;
 
 struct Faults {
   double cut = 0, corrupt = 0, fetch_fails = 0, stall = 0, crash = 0, early_reuse = 0, cancel = 0, wrong_ids = 0, replay = 0;
@@ -57,8 +56,7 @@ class World {
       LocalWorker local;
       local.incarnation = Incarnation(77 + static_cast<std::uint64_t>(i));
       local.kv = {kLayers, kHeads, 4, "bf16"};
-      local.block_tokens = t->pool->view().spec.block_tokens;
-      local.row_bytes = t->pool->view().spec.row_bytes();
+      local.block_tokens = t->pool->spec().block_tokens;
       ReceiverOptions options;
       options.fetches_max = 1 + rng_.below(6);
       t->receiver = std::make_unique<Receiver>(local, options);
@@ -110,7 +108,7 @@ class World {
     bool committed = false;
   };
   struct Target {
-    std::unique_ptr<TestPool> pool;
+    std::unique_ptr<TestRanks> pool;
     std::vector<Owner> owner;
     std::unique_ptr<Receiver> receiver;
   };
@@ -126,7 +124,7 @@ class World {
     Sender& sender() { return *tries.back(); }
   };
   struct Source {
-    std::unique_ptr<TestPool> pool;
+    std::unique_ptr<TestRanks> pool;
     std::unique_ptr<Retention> retention;
     std::set<std::int32_t> used;
     std::map<PromptKey, std::shared_ptr<Prompt>> prompts;
@@ -163,9 +161,10 @@ class World {
   void at(std::uint64_t in_us, std::function<void()> work) {
     events_.push({now_ + Duration(static_cast<std::int64_t>(in_us)), ++order_, std::move(work)});
   }
-  std::unique_ptr<TestPool> make_pool(int blocks, int block_tokens) {
-    const auto layout = random_layout(rng_, {kLayers, kHeads, 4, device::DType::kBF16, block_tokens, blocks});
-    return std::make_unique<TestPool>(layout.view, layout.bytes);
+  // Any degree on either side, more ranks than heads too.
+  std::unique_ptr<TestRanks> make_pool(int blocks, int block_tokens) {
+    const device::KvSpec spec{kLayers, kHeads, 4, device::DType::kBF16, block_tokens, blocks};
+    return std::make_unique<TestRanks>(rng_, spec, random_shards(rng_, kHeads, 1 + static_cast<int>(rng_.below(4))));
   }
   std::uint64_t delay() { return chance(faults_.stall) ? rng_.below(40'000'000) : 20 + rng_.below(2000); }
   Path* path_of(LinkId link) {
@@ -188,7 +187,7 @@ class World {
     hello.incarnation = Incarnation(links_made_);
     hello.name = "p";
     hello.kv = {kLayers, kHeads, 4, "bf16"};
-    hello.region = {1, 1, p.source->pool->shared_region()->bytes, p.source->pool->view(), kAllHeads};
+    hello.region = p.source->pool->region();
     to_d(p, hello);
   }
   void to_d(Path& p, const Message& m) {
@@ -345,9 +344,9 @@ class World {
     spec.n_tokens = r.n_tokens;
     spec.ids = ids_of(r);
     spec.layers = kLayers;
-    spec.heads = kAllHeads;
-    spec.row_bytes = s.pool->view().spec.row_bytes();
-    spec.block_tokens = s.pool->view().spec.block_tokens;
+    spec.heads = announced_heads(s.pool->parts());
+    spec.row_bytes = s.pool->spec().row_bytes();
+    spec.block_tokens = s.pool->spec().block_tokens;
     spec.deadline = now_ + std::chrono::minutes(5);
     return spec;
   }
@@ -387,7 +386,7 @@ class World {
   void begin(int index) {
     Request& r = requests_[index];
     Source& s = *sources_[static_cast<std::size_t>(r.attempt + index) % sources_.size()];
-    const auto bt = s.pool->view().spec.block_tokens;
+    const auto bt = s.pool->spec().block_tokens;
     const auto want = static_cast<std::size_t>((r.n_tokens + bt - 1) / bt);
     std::vector<BlockId> blocks;
     for (BlockId b : random_blocks(rng_, kSourceBlocks, kSourceBlocks)) {
@@ -438,7 +437,7 @@ class World {
       const Request& r = requests_[p->request];
       if (p->layers_done == 0) p->tokens_done = std::min(r.n_tokens, p->tokens_done + 1 + static_cast<std::int32_t>(rng_.below(30)));
       const int layer = p->layers_done++;
-      write_rows(*s.pool, kAllHeads, p->blocks, r.content, layer, {0, p->tokens_done});
+      write_rows(*s.pool, p->blocks, r.content, layer, {0, p->tokens_done});
       p->sender().layer_ready(now_, layer, 0, p->tokens_done);
       if (p->layers_done == kLayers) {
         p->layers_done = 0;
@@ -460,7 +459,7 @@ class World {
   }
   void scramble(Source& s, Prompt& p) {
     for (int layer = 0; layer < kLayers; ++layer) {
-      write_rows(*s.pool, kAllHeads, p.blocks, rng_.next_u64(), layer, {0, requests_[p.request].n_tokens});
+      write_rows(*s.pool, p.blocks, rng_.next_u64(), layer, {0, requests_[p.request].n_tokens});
     }
   }
   // Everything that the source knew is gone; its memory is still mapped by D, with whatever is in it.
@@ -532,12 +531,12 @@ class World {
   }
   void digest_chunk(Source& s, std::shared_ptr<Prompt> p, Sender& sender, const Sender::DigestChunk& a) {
     at(rng_.below(500), [&s, p, &sender, a, this] {
-      const int bt = s.pool->view().spec.block_tokens;
+      const int bt = s.pool->spec().block_tokens;
       const Range b = block_range(a.tokens, bt);
       const auto blocks = std::span(p->blocks).subspan(b.begin, b.size());
-      const auto runs = plan_local({s.pool->view(), kAllHeads, blocks, b.begin * bt}, a.layer, a.heads, a.tokens);
+      const auto runs = plan_local({s.pool->parts(), blocks, b.begin * bt}, a.layer, a.heads, a.tokens);
       ASSERT_TRUE(runs.ok());
-      sender.digested(now_, a.id, digest_runs(s.pool->shared_region()->base, *runs), locator_from_blocks(blocks.data(), blocks.size()));
+      sender.digested(now_, a.id, digest_runs(s.pool->bytes(), *runs), locator_from_blocks(blocks.data(), blocks.size()));
     });
   }
   // As HandoffSource::ended: what is not P's own fault is retained, and the gateway does with it as it likes.
@@ -582,7 +581,7 @@ class World {
       Lease& lease = leases_.at(id);
       const Request& r = requests_.at(lease.request);
       ASSERT_FALSE(lease.granted);
-      const int bt = t.pool->view().spec.block_tokens;
+      const int bt = t.pool->spec().block_tokens;
       const auto want = static_cast<std::size_t>((r.n_tokens + bt - 1) / bt);
       std::vector<BlockId> blocks;
       for (BlockId b : random_blocks(rng_, kTargetBlocks, kTargetBlocks)) {
@@ -593,7 +592,7 @@ class World {
       lease.granted = true;
       lease.cached = std::min(r.n_tokens, static_cast<std::int32_t>(rng_.below(3)) * bt);
       for (BlockId b : blocks) t.owner[static_cast<std::size_t>(b.value)] = {id, false};
-      for (int layer = 0; layer < kLayers; ++layer) write_rows(*t.pool, kAllHeads, blocks, r.content, layer, {0, lease.cached});
+      for (int layer = 0; layer < kLayers; ++layer) write_rows(*t.pool, blocks, r.content, layer, {0, lease.cached});
       t.receiver->granted(now_, id, Receiver::Blocks{lease.cached, blocks});
     });
   }
@@ -601,24 +600,25 @@ class World {
     // Reads at one moment, lands at another.
     at(rng_.below(500), [this, &t, a] {
       const Source& source = *path_of(a.link)->source;
-      const int from_bt = source.pool->view().spec.block_tokens;
+      const int from_bt = source.pool->spec().block_tokens;
       auto locator = blocks_from_locator(a.locator, kSourceBlocks);
       ASSERT_TRUE(locator.ok());
-      auto runs = plan_runs({source.pool->view(), kAllHeads, *locator, a.tokens.begin / from_bt * from_bt},
-                            {t.pool->view(), kAllHeads, a.target, a.target_first}, a.layer, a.heads, a.tokens);
-      ASSERT_TRUE(runs.ok()) << runs.status().to_string();
-      const auto& region = *source.pool->shared_region();
-      std::vector<std::byte> snapshot(region.base, region.base + region.bytes);
-      at(chance(faults_.stall) ? rng_.below(20'000'000) : rng_.below(3000), [this, &t, a, runs = *runs, snapshot] {
+      auto plan = plan_copy({source.pool->parts(), *locator, a.tokens.begin / from_bt * from_bt},
+                            {t.pool->parts(), a.target, a.target_first}, a.layer, a.heads, a.tokens);
+      ASSERT_TRUE(plan.ok()) << plan.status().to_string();
+      std::vector<std::vector<std::byte>> snapshot;
+      for (const auto part : source.pool->bytes()) snapshot.emplace_back(part.begin(), part.end());
+      at(chance(faults_.stall) ? rng_.below(20'000'000) : rng_.below(3000), [this, &t, a, plan = *plan, snapshot] {
         for (BlockId b : a.target) {  // the physical end of an attempt has not come while we write
           ASSERT_EQ(t.owner[static_cast<std::size_t>(b.value)].lease, a.lease) << "a fetch writes into a block of another lease";
           ASSERT_FALSE(t.owner[static_cast<std::size_t>(b.value)].committed) << "a fetch writes into committed KV";
         }
-        std::byte* own = t.pool->shared_region()->base;
-        Digest digest = copy_and_digest(snapshot.data(), own, runs);
+        const auto own = t.pool->bytes();
+        Digest digest = copy_and_digest(std::vector<std::span<const std::byte>>(snapshot.begin(), snapshot.end()), own, plan);
         if (chance(faults_.corrupt)) {
-          own[runs[0].target] ^= std::byte{1};
-          digest = digest_runs(own, runs);
+          const ByteRun& first = plan.runs[0];
+          own[static_cast<std::size_t>(first.target_part)][static_cast<std::size_t>(first.target)] ^= std::byte{1};
+          digest = digest_runs(own, plan.runs);
           ++count.mismatches;
           count.mismatches_after_claim += leases_.at(a.lease).claimed;
         }
@@ -640,14 +640,14 @@ class World {
     count.committed_after_claim += lease.claimed;
     for (BlockId b : lease.blocks) t.owner[static_cast<std::size_t>(b.value)].committed = true;
     EXPECT_TRUE(holds_its_rows(lease)) << "committed KV is wrong";
-    EXPECT_EQ(a.kv_bytes, static_cast<std::uint64_t>(r.n_tokens - lease.cached) * 2 * kLayers * kHeads * t.pool->view().spec.row_bytes());
+    EXPECT_EQ(a.kv_bytes, static_cast<std::uint64_t>(r.n_tokens - lease.cached) * 2 * kLayers * kHeads * t.pool->spec().row_bytes());
     at(rng_.below(200'000), [this, id = a.lease] { finish_decode(id); });
   }
   bool holds_its_rows(const Lease& lease) {
     const Request& r = requests_.at(lease.request);
     bool right = true;
     for (int layer = 0; layer < kLayers; ++layer)
-      right &= rows_equal(*lease.target->pool, kAllHeads, lease.blocks, r.content, layer, {0, r.n_tokens});
+      right &= rows_equal(*lease.target->pool, lease.blocks, r.content, layer, {0, r.n_tokens});
     return right;
   }
   void free_blocks(Lease& lease) {

@@ -32,13 +32,9 @@ std::string_view to_string(Receiver::State state) {
 
 Status check_hello(const LocalWorker& local, const Hello& hello) {
   if (hello.model_digest != local.model_digest) return differs("model digest", hello.model_digest, local.model_digest);
-  if (!(hello.kv == local.kv)) return differs("KV schema", text(hello.kv), text(local.kv));
-  const auto& spec = hello.region.view.spec;
-  if (spec.layers != local.kv.layers || spec.head_dim != local.kv.head_dim || hello.region.heads.size() != spec.kv_heads ||
-      hello.region.heads.end > local.kv.kv_heads || spec.row_bytes() != local.row_bytes) {
-    return {Code::kInvalidArgument, "the prefill worker's pool does not have the shape of its KV schema"};
-  }
-  return check_view(hello.region.view, hello.region.bytes).with_context("prefill worker's pool");
+  // Another element type is converted as it arrives.
+  if (!hello.kv.same_shape(local.kv)) return differs("KV schema", text(hello.kv), text(local.kv));
+  return check_region(hello.region, hello.kv).with_context("prefill worker's pool");
 }
 
 // ---------------------------------------------------------------------------------------------------------------- helpers
@@ -237,6 +233,7 @@ void Receiver::begin_attempt(TimePoint now, Lease& lease, LinkId link, const Att
   lease.link = link;
   lease.announced.clear();
   lease.announced_area = lease.verified_area = 0;
+  if (auto it = links_.find(link); it != links_.end()) lease.area_bytes = 2 * it->second.hello.region.spec().row_bytes();
   lease.chunks_open = 0;
   lease.first.clear();
   lease.times = wire::HandoffTimes();
@@ -278,15 +275,14 @@ void Receiver::grant(TimePoint now, Lease& lease) {
   send(lease.link, Grant{lease.key(), lease.blocks.cached_prefix});
 }
 
-Status Receiver::check_chunk(const Lease& lease, const Link& link, const Chunk& m) const {
+Status Receiver::check_chunk(const Lease& lease, const Chunk& m) const {
   const auto bad = [&](const std::string& why) {
     return Status(Code::kDataLoss,
                   "chunk of layer " + std::to_string(m.layer) + ", heads " + text(m.heads) + ", tokens " + text(m.tokens) + ": " + why);
   };
   if (lease.state != State::kReceiving) return bad("announced after the commit");
   if (m.layer >= local_.kv.layers) return bad("no such layer");
-  if (m.heads.begin < link.hello.region.heads.begin || m.heads.end > link.hello.region.heads.end)
-    return bad("heads that its source does not hold");
+  if (m.heads.end > local_.kv.kv_heads) return bad("no such head");
   if (m.tokens.begin < lease.blocks.cached_prefix || m.tokens.end > lease.spec.n_tokens) {
     return bad("outside " + text(Range{lease.blocks.cached_prefix, lease.spec.n_tokens}));
   }
@@ -303,13 +299,14 @@ Status Receiver::check_chunk(const Lease& lease, const Link& link, const Chunk& 
 void Receiver::on(TimePoint now, LinkId link, Chunk m) {
   Lease* lease = BATON_MUTANT(chunk_of_any_epoch) ? find(m.key.lease) : current(link, m.key);
   if (lease == nullptr) return;
-  if (Status s = check_chunk(*lease, links_.at(link), m); !s.ok()) {
+  if (Status s = check_chunk(*lease, m); !s.ok()) {
     ++totals_.violations;
     return fail_attempt(now, *lease, s, /*tell_source=*/true);
   }
   auto& rects = lease->announced[m.layer];
-  if (!rects.empty() && rects.back().heads == m.heads && rects.back().tokens.end == m.tokens.begin) {
-    rects.back().tokens.end = m.tokens.end;
+  const auto before = std::ranges::find_if(rects, [&](const Rect& r) { return r.heads == m.heads && r.tokens.end == m.tokens.begin; });
+  if (before != rects.end()) {
+    before->tokens.end = m.tokens.end;
   } else {
     rects.push_back({m.heads, m.tokens});
   }
@@ -360,9 +357,9 @@ void Receiver::fetched(TimePoint now, std::uint64_t fetch, Result<Digest> digest
       lease->progress_at = now;
       if (const auto layer = static_cast<std::size_t>(f.layer); layer < lease->times.verified_us.size()) {
         lease->times.verified_us[layer] = lease->offset(now);
-        lease->times.verified_bytes[layer] += f.area * 2 * static_cast<std::int64_t>(local_.row_bytes);
+        lease->times.verified_bytes[layer] += f.area * static_cast<std::int64_t>(lease->area_bytes);
       }
-      send(lease->link, Fetched{lease->key(), static_cast<std::uint64_t>(lease->verified_area) * 2 * local_.row_bytes});
+      send(lease->link, Fetched{lease->key(), static_cast<std::uint64_t>(lease->verified_area) * lease->area_bytes});
       if (lease->state == State::kVerifying) commit_if_proven(now, *lease);
     }
   }
@@ -405,7 +402,7 @@ void Receiver::commit_if_proven(TimePoint now, Lease& lease) {
   if (!BATON_MUTANT(committed_before_proof)) BATON_CHECK(lease.in_flight == 0);
   enter(now, lease, State::kCommitted);
   lease.announced.clear();
-  const auto bytes = static_cast<std::uint64_t>(lease.verified_area) * 2 * local_.row_bytes;
+  const auto bytes = static_cast<std::uint64_t>(lease.verified_area) * lease.area_bytes;
   ++totals_.committed;
   totals_.kv_bytes += bytes;
   lease.times.ended_us = lease.offset(now);

@@ -33,7 +33,6 @@ struct LocalWorker {
   std::string model_digest, numerics_id;
   wire::KvSchema kv;
   int block_tokens = 0;
-  std::size_t row_bytes = 0;  // one head, one token, K or V
 };
 
 // kInvalidArgument naming the first difference that makes a pair impossible.
@@ -187,6 +186,7 @@ class Receiver {
     // of the attempt in progress
     std::map<std::int32_t, std::vector<Rect>> announced;  // by layer; disjoint
     std::int64_t announced_area = 0, verified_area = 0;   // layers x heads x tokens
+    std::uint64_t area_bytes = 0;                         // K and V of one of them, as its source has them
     std::size_t chunks_open = 0;
     std::vector<FirstToken> first;  // from its commit
     wire::HandoffTimes times;
@@ -226,7 +226,7 @@ class Receiver {
   void enter(TimePoint now, Lease& lease, State state);
   void begin_attempt(TimePoint now, Lease& lease, LinkId link, const Attach& m);
   void grant(TimePoint now, Lease& lease);
-  Status check_chunk(const Lease& lease, const Link& link, const Chunk& m) const;
+  Status check_chunk(const Lease& lease, const Chunk& m) const;
   Status check_first(const Lease& lease, const std::vector<FirstToken>& first) const;
   std::int64_t full_area(const Lease& lease) const;
   void commit_if_proven(TimePoint now, Lease& lease);

@@ -23,16 +23,14 @@ LocalWorker local() {
   w.model_digest = "m";
   w.kv = {2, 2, 4, "bf16"};
   w.block_tokens = kBlock;
-  w.row_bytes = 8;
   return w;
 }
 Hello hello() {
   Hello h;
   h.model_digest = "m";
   h.kv = {2, 2, 4, "bf16"};
-  h.region.view = device::KvView::dense({2, 2, 4, device::DType::kBF16, kBlock, 8});
-  h.region.bytes = h.region.view.spec.bytes();
-  h.region.heads = {0, 2};
+  const auto view = device::KvView::dense({2, 2, 4, device::DType::kBF16, kBlock, 8});
+  h.region.parts = {{1, view.spec.bytes(), view, {0, 2}}};
   return h;
 }
 
@@ -223,7 +221,7 @@ TEST_F(ReceiverTest, RangesThatOverlapOrLeaveAreNacked) {
   nacked([&](const Key& k) { chunk(kP, k, 0, {3, 6}); }, "outside");
   nacked([&](const Key& k) { chunk(kP, k, 0, {4, kTokens + 1}); }, "outside");
   nacked([&](const Key& k) { chunk(kP, k, 2, {4, 6}); }, "no such layer");
-  nacked([&](const Key& k) { chunk(kP, k, 0, {4, 6}, {0, 3}); }, "does not hold");
+  nacked([&](const Key& k) { chunk(kP, k, 0, {4, 6}, {0, 3}); }, "no such head");
   nacked(
       [&](const Key& k) {
         chunk(kP, k, 1, {4, 8}, {1, 2});
@@ -323,10 +321,19 @@ TEST(Hello, NamesTheDifference) {
   EXPECT_EQ(why([](Hello& h) { h.numerics_id = "other"; }), "ok") << "valid, but tokens may differ";
   EXPECT_THAT(why([](Hello& h) { h.model_digest = "x"; }),
               HasSubstr("model digest differs: prefill worker has 'x', decode worker has 'm'"));
-  EXPECT_THAT(why([](Hello& h) { h.kv.dtype = "f32"; }),
-              HasSubstr("KV schema differs: prefill worker has '2 layers x 2 KV heads x 4 f32'"));
-  EXPECT_THAT(why([](Hello& h) { h.region.bytes -= 1; }), HasSubstr("leaves its region"));
-  EXPECT_THAT(why([](Hello& h) { h.region.heads = {1, 3}; }), HasSubstr("shape"));
+  EXPECT_THAT(why([](Hello& h) { h.kv.head_dim = 8; }),
+              HasSubstr("KV schema differs: prefill worker has '2 layers x 2 KV heads x 8 bf16'"));
+  EXPECT_EQ(why([](Hello& h) {
+              h.kv.dtype = "f32";
+              auto& part = h.region.parts[0];
+              part.view = device::KvView::dense({2, 2, 4, device::DType::kF32, kBlock, 8});
+              part.bytes = part.view.spec.bytes();
+            }),
+            "ok")
+      << "converted on the way";
+  EXPECT_THAT(why([](Hello& h) { h.kv.dtype = "f32"; }), HasSubstr("shape"));
+  EXPECT_THAT(why([](Hello& h) { h.region.parts[0].bytes -= 1; }), HasSubstr("leaves its region"));
+  EXPECT_THAT(why([](Hello& h) { h.region.parts[0].heads = {1, 3}; }), HasSubstr("shape"));
 }
 
 }  // namespace

@@ -14,16 +14,20 @@ std::string_view to_string(Sender::State state) {
 
 Sender::Sender(SenderSpec spec, SenderOptions options)
     : spec_(std::move(spec)), options_(options), deadline_(spec_.deadline), layers_(static_cast<std::size_t>(spec_.layers)) {
-  BATON_CHECK(spec_.layers > 0 && spec_.n_tokens > 0 && spec_.block_tokens > 0);
+  BATON_CHECK(spec_.layers > 0 && spec_.n_tokens > 0 && spec_.block_tokens > 0 && !spec_.heads.empty());
   times_.attempt = spec_.attempt;
   progress_at_ = spec_.start;
 }
 
-std::uint64_t Sender::bytes(Range tokens) const {
-  return static_cast<std::uint64_t>(tokens.size()) * 2 * spec_.row_bytes * static_cast<std::uint64_t>(spec_.heads.size());
+std::uint64_t Sender::bytes(std::int64_t heads, Range tokens) const {
+  return static_cast<std::uint64_t>(tokens.size()) * 2 * spec_.row_bytes * static_cast<std::uint64_t>(heads);
 }
 
-std::uint64_t Sender::bytes_total() const { return bytes({cached_, spec_.n_tokens}) * static_cast<std::uint64_t>(spec_.layers); }
+std::uint64_t Sender::bytes_total() const {
+  std::int64_t heads = 0;
+  for (const Range& of_rank : spec_.heads) heads += of_rank.size();
+  return bytes(heads, {cached_, spec_.n_tokens}) * static_cast<std::uint64_t>(spec_.layers);
+}
 
 void Sender::set(std::vector<std::int64_t>& times, std::int32_t layer, TimePoint now) const {
   const auto at = static_cast<std::size_t>(layer);
@@ -133,8 +137,11 @@ void Sender::pump(TimePoint now) {
     if (end < l.ready) end = std::max(l.cut + 1, end - end % spec_.block_tokens);
     const Range tokens{l.cut, end};
     l.cut = end;
-    digests_[next_digest_] = {static_cast<std::int32_t>(i), tokens};
-    actions_.push_back(DigestChunk{next_digest_++, static_cast<std::int32_t>(i), spec_.heads, tokens});
+    for (const Range& heads : spec_.heads) {
+      const DigestChunk chunk{next_digest_++, static_cast<std::int32_t>(i), heads, tokens};
+      digests_.emplace(chunk.id, chunk);
+      actions_.push_back(chunk);
+    }
   }
   const bool all_announced = (digests_.empty() || BATON_MUTANT(committed_before_last_chunk)) &&
                              std::all_of(layers_.begin(), layers_.end(), [&](const Layer& l) { return l.cut >= spec_.n_tokens; });
@@ -148,14 +155,14 @@ void Sender::pump(TimePoint now) {
 void Sender::digested(TimePoint now, std::uint64_t id, Result<Digest> digest, std::string locator) {
   auto it = digests_.find(id);
   BATON_CHECK_MSG(it != digests_.end(), "a digest completes once");
-  const auto [layer, tokens] = it->second;
+  const DigestChunk chunk = it->second;
   digests_.erase(it);
   if (outcome_) return release_if_quiet();
   if (!digest.ok()) return end(now, State::kAborted, digest.status().with_context("digest of our own KV"), /*tell_target=*/true);
-  set(times_.announced_us, layer, progress_at_ = now);
+  set(times_.announced_us, chunk.layer, progress_at_ = now);
   if (announced_ == fetched_) await_target(now);
-  announced_ += bytes(tokens);
-  actions_.push_back(Send{Chunk{key(), layer, spec_.heads, tokens, *digest, std::move(locator)}});
+  announced_ += bytes(chunk.heads.size(), chunk.tokens);
+  actions_.push_back(Send{Chunk{key(), chunk.layer, chunk.heads, chunk.tokens, *digest, std::move(locator)}});
   pump(now);
 }
 

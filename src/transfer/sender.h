@@ -45,7 +45,7 @@ struct SenderSpec {
   std::int32_t n_tokens = 0;
   Digest ids;
   int layers = 0;
-  Range heads;                  // of our pool
+  std::vector<Range> heads;     // that our pool announces, one a rank: their chunks travel side by side
   std::size_t row_bytes = 0;    // one head, one token, K or V
   int block_tokens = 0;         // chunks end at block borders where they can
   TimePoint deadline = kNever;  // the request's
@@ -121,7 +121,7 @@ class Sender {
   void on(TimePoint now, const Grant& m);
   void on(TimePoint now, const Fetched& m);
   void await_target(TimePoint now) { deadline_ = std::min(spec_.deadline, now + options_.progress_timeout); }
-  std::uint64_t bytes(Range tokens) const;  // of one layer
+  std::uint64_t bytes(std::int64_t heads, Range tokens) const;  // of one layer
   void pump(TimePoint now);
   void end(TimePoint now, State state, Status status, bool tell_target);
   void release_if_quiet();
@@ -134,7 +134,7 @@ class Sender {
   Epoch epoch_;
   std::int32_t cached_ = 0;
   std::vector<Layer> layers_;
-  std::map<std::uint64_t, std::pair<std::int32_t, Range>> digests_;  // in flight: layer, tokens
+  std::map<std::uint64_t, DigestChunk> digests_;  // in flight
   std::uint64_t next_digest_ = 1;
   std::vector<FirstToken> first_;
   std::uint64_t announced_ = 0, fetched_ = 0, early_ = 0;  // bytes

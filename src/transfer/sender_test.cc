@@ -14,7 +14,7 @@ constexpr int kTokens = 10, kLayers = 2;
 class SenderTest : public ::testing::Test {
  protected:
   static SenderSpec spec(std::uint64_t lease, std::uint32_t attempt) {
-    return {LeaseId(lease), Attempt(attempt), "r", kTokens, {1, 2}, kLayers, {0, 2}, 8, 4, TimePoint(std::chrono::minutes(1)), false};
+    return {LeaseId(lease), Attempt(attempt), "r", kTokens, {1, 2}, kLayers, {{0, 2}}, 8, 4, TimePoint(std::chrono::minutes(1)), false};
   }
   static std::vector<FirstToken> first(bool ends = false) {
     FirstToken f{{0, kTokens, 7, {}, {}}, {}};

@@ -7,12 +7,16 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <numeric>
+#include <span>
 #include <vector>
 
 #include "base/rng.h"
 #include "device/kv_view.h"
 #include "transfer/messages.h"
+#include "transfer/shm/copy_digest.h"
+#include "transfer/shm/shm_fabric.h"
 
 namespace baton::transfer::testing {
 
@@ -83,34 +87,86 @@ inline std::vector<std::byte> logical_row(std::uint64_t sequence, int layer, int
   return row;
 }
 
-// Writes (or compares) tokens of a sequence that lies in `blocks`; `heads` of the model are the pool's.
-inline void write_rows(const TestPool& pool, Range heads, const std::vector<BlockId>& blocks, std::uint64_t sequence, int layer,
-                       Range tokens) {
-  const auto& spec = pool.view().spec;
-  for (std::int32_t t = tokens.begin; t < tokens.end; ++t) {
-    for (int h = heads.begin; h < heads.end; ++h) {
-      for (auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
-        const auto row = logical_row(sequence, layer, h, kind, t, spec.row_bytes());
-        std::memcpy(pool.row(layer, blocks[static_cast<std::size_t>(t / spec.block_tokens)], h - heads.begin, kind, t % spec.block_tokens),
-                    row.data(), row.size());
+// Shards of a model's heads as check_region() wants them, but for that in any way: uneven, overlapping, repeated.
+inline std::vector<Range> random_shards(Rng& rng, int heads, int ranks) {
+  std::vector<Range> shards;
+  Range last{0, 0};
+  for (int r = 0; r < ranks; ++r) {
+    Range next;
+    next.begin = last.begin + static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(last.end - last.begin) + 1));
+    if (rng.below(3) != 0) next.begin = last.end;
+    next.begin = std::min(next.begin, heads - 1);
+    const std::int32_t least = std::max(next.begin + 1, last.end);
+    next.end = r + 1 == ranks ? heads : least + static_cast<std::int32_t>(rng.below(static_cast<std::uint64_t>(heads - least) + 1));
+    shards.push_back(last = next);
+  }
+  return shards;
+}
+
+// The pools of a worker's ranks.
+class TestRanks {
+ public:
+  // `spec` of the whole model; each rank chooses its own layout.
+  TestRanks(Rng& rng, const device::KvSpec& spec, const std::vector<Range>& shards) {
+    for (const Range heads : shards) {
+      device::KvSpec own = spec;
+      own.kv_heads = heads.size();
+      const Layout layout = random_layout(rng, own);
+      pools_.push_back(std::make_unique<TestPool>(layout.view, layout.bytes));
+      region_.parts.push_back({pools_.back()->shared_region()->fd, pools_.back()->shared_region()->bytes, layout.view, heads});
+      bytes_.push_back({pools_.back()->shared_region()->base, pools_.back()->shared_region()->bytes});
+    }
+    region_.pid = ::getpid();
+  }
+  std::size_t size() const { return pools_.size(); }
+  const TestPool& pool(std::size_t rank) const { return *pools_[rank]; }
+  const device::KvSpec& spec() const { return region_.spec(); }
+  const SourceRegion& region() const { return region_; }
+  std::span<const RegionPart> parts() const { return region_.parts; }
+  TargetBytes bytes() const { return bytes_; }
+  std::vector<std::span<const std::byte>> const_bytes() const { return {bytes_.begin(), bytes_.end()}; }
+  std::vector<RankPool> pools() const {
+    std::vector<RankPool> out;
+    for (std::size_t r = 0; r < pools_.size(); ++r) out.push_back({pools_[r].get(), region_.parts[r].heads});
+    return out;
+  }
+
+ private:
+  std::vector<std::unique_ptr<TestPool>> pools_;
+  SourceRegion region_;
+  std::vector<std::span<std::byte>> bytes_;
+};
+
+// Calls `row(where, layer, head, kind, token)` for every row of a sequence that lies in `blocks`, of every rank that holds it.
+template <class F>
+void each_row(const TestRanks& ranks, const std::vector<BlockId>& blocks, int layer, Range tokens, F row) {
+  for (std::size_t r = 0; r < ranks.size(); ++r) {
+    const Range heads = ranks.parts()[r].heads;
+    const int bt = ranks.spec().block_tokens;
+    for (std::int32_t t = tokens.begin; t < tokens.end; ++t) {
+      for (int h = heads.begin; h < heads.end; ++h) {
+        for (auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
+          row(ranks.pool(r).row(layer, blocks[static_cast<std::size_t>(t / bt)], h - heads.begin, kind, t % bt), h, kind, t);
+        }
       }
     }
   }
 }
-inline bool rows_equal(const TestPool& pool, Range heads, const std::vector<BlockId>& blocks, std::uint64_t sequence, int layer,
-                       Range tokens) {
-  const auto& spec = pool.view().spec;
-  for (std::int32_t t = tokens.begin; t < tokens.end; ++t) {
-    for (int h = heads.begin; h < heads.end; ++h) {
-      for (auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
-        const auto row = logical_row(sequence, layer, h, kind, t, spec.row_bytes());
-        const std::byte* have =
-            pool.row(layer, blocks[static_cast<std::size_t>(t / spec.block_tokens)], h - heads.begin, kind, t % spec.block_tokens);
-        if (std::memcmp(have, row.data(), row.size()) != 0) return false;
-      }
-    }
-  }
-  return true;
+
+// Writes (or compares) tokens of a sequence that lies in `blocks`, on every rank.
+inline void write_rows(const TestRanks& ranks, const std::vector<BlockId>& blocks, std::uint64_t sequence, int layer, Range tokens) {
+  each_row(ranks, blocks, layer, tokens, [&](std::byte* at, int head, device::KvKind kind, std::int32_t token) {
+    const auto row = logical_row(sequence, layer, head, kind, token, ranks.spec().row_bytes());
+    std::memcpy(at, row.data(), row.size());
+  });
+}
+inline bool rows_equal(const TestRanks& ranks, const std::vector<BlockId>& blocks, std::uint64_t sequence, int layer, Range tokens) {
+  bool equal = true;
+  each_row(ranks, blocks, layer, tokens, [&](const std::byte* at, int head, device::KvKind kind, std::int32_t token) {
+    const auto row = logical_row(sequence, layer, head, kind, token, ranks.spec().row_bytes());
+    equal = equal && std::memcmp(at, row.data(), row.size()) == 0;
+  });
+  return equal;
 }
 
 // `count` different blocks of a pool, in random order.

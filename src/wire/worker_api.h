@@ -94,10 +94,13 @@ struct Draining {};  // the worker is going down: the leg goes on, but had bette
 using LegEvent = std::variant<Reserved, Started, Committed, Nacked, Claimed, Retained, Tokens, Preempted, FinishEvent, PromptLogprobs,
                               Served, Done, Failed, Alive, Draining>;
 
-// Two KV pools pair only if these are equal.
+// Two KV pools pair only if these have the same shape; elements of another type are converted on the way.
 struct KvSchema {
   int layers = 0, kv_heads = 0, head_dim = 0;  // of the whole model, not of a rank
   std::string dtype;
+  bool same_shape(const KvSchema& other) const {
+    return layers == other.layers && kv_heads == other.kv_heads && head_dim == other.head_dim;
+  }
   bool operator==(const KvSchema&) const = default;
 };
 

@@ -110,9 +110,9 @@ transfer::SenderSpec HandoffSource::spec_of(const wire::PrefillLeg& leg, const w
           static_cast<std::int32_t>(r.ids.size()),
           transfer::digest_ids(r.ids),
           kv_.layers,
-          own_.heads,
-          own_.view.spec.row_bytes(),
-          own_.view.spec.block_tokens,
+          transfer::announced_heads(own_.parts),
+          own_.spec().row_bytes(),
+          own_.spec().block_tokens,
           now() + r.timeout,
           one_token,
           now()};
@@ -309,10 +309,10 @@ void HandoffSource::act(Key key, Prompt& p, std::uint64_t number, Sender::Action
 }
 
 void HandoffSource::digest(Key key, const Prompt& p, std::uint64_t number, const Sender::DigestChunk& a) {
-  const int bt = own_.view.spec.block_tokens;
+  const int bt = own_.spec().block_tokens;
   const Range range = transfer::block_range(a.tokens, bt);
   const auto blocks = engine_.blocks(p.seq).subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.size()));
-  auto runs = transfer::plan_local({own_.view, own_.heads, blocks, range.begin * bt}, a.layer, a.heads, a.tokens);
+  auto runs = transfer::plan_local({own_.parts, blocks, range.begin * bt}, a.layer, a.heads, a.tokens);
   BATON_CHECK_MSG(runs.ok(), runs.status().to_string());
   fabric_.digest(std::move(runs).value(),
                  [weak = std::weak_ptr(self_), key, number, chunk = a.id,

@@ -9,14 +9,13 @@
 namespace baton::worker {
 
 using transfer::LinkId;
-using transfer::Range;
 
 HandoffTarget::HandoffTarget(net::Executor& loop, engine::Engine& engine, transfer::Fabric& fabric, transfer::LocalWorker local,
                              transfer::ReceiverOptions options, std::uint64_t lease_key)
     : loop_(loop),
       engine_(engine),
       fabric_(fabric),
-      own_(fabric.export_pool(Range{0, local.kv.kv_heads})),
+      own_(fabric.export_pool()),
       receiver_(std::move(local), options),
       lease_ids_(lease_key),
       self_(std::make_shared<HandoffTarget*>(this)) {}
@@ -167,12 +166,11 @@ void HandoffTarget::act(Receiver::TakeBlocks& a) {
   receiver_.granted(now(), a.lease, Receiver::Blocks{lease.grant->cached_tokens, lease.grant->blocks});
 }
 
-Result<std::vector<transfer::ByteRun>> HandoffTarget::runs_of(const Peer& peer, const Receiver::Fetch& a) const {
-  const auto& from = peer.region.view;
-  BATON_ASSIGN_OR_RETURN(const auto blocks, transfer::blocks_from_locator(a.locator, from.spec.blocks));
-  const std::int32_t first = a.tokens.begin / from.spec.block_tokens * from.spec.block_tokens;
-  return transfer::plan_runs({from, peer.region.heads, blocks, first}, {own_.view, own_.heads, a.target, a.target_first}, a.layer, a.heads,
-                             a.tokens);
+Result<transfer::CopyPlan> HandoffTarget::plan_of(const Peer& peer, const Receiver::Fetch& a) const {
+  const device::KvSpec& from = peer.region.spec();
+  BATON_ASSIGN_OR_RETURN(const auto blocks, transfer::blocks_from_locator(a.locator, from.blocks));
+  const std::int32_t first = a.tokens.begin / from.block_tokens * from.block_tokens;
+  return transfer::plan_copy({peer.region.parts, blocks, first}, {own_.parts, a.target, a.target_first}, a.layer, a.heads, a.tokens);
 }
 
 void HandoffTarget::act(Receiver::Fetch& a) {
@@ -181,10 +179,10 @@ void HandoffTarget::act(Receiver::Fetch& a) {
   if (auto it = links_.find(a.link); it != links_.end()) lease.peer = it->second.peer;
   if (!lease.peer || lease.peer->link != a.link)
     return receiver_.fetched(now(), a.id, Status(Code::kUnavailable, "the prefill worker is gone"));
-  auto runs = runs_of(*lease.peer, a);
-  if (!runs.ok()) return receiver_.fetched(now(), a.id, runs.status());
+  auto plan = plan_of(*lease.peer, a);
+  if (!plan.ok()) return receiver_.fetched(now(), a.id, plan.status());
   fetches_[a.id] =
-      fabric_.fetch(lease.peer->memory, std::move(runs).value(), [weak = std::weak_ptr(self_), id = a.id](Result<transfer::Digest> d) {
+      fabric_.fetch(lease.peer->memory, std::move(plan).value(), [weak = std::weak_ptr(self_), id = a.id](Result<transfer::Digest> d) {
         const auto self = weak.lock();
         if (!self) return;
         HandoffTarget& t = **self;

@@ -91,7 +91,7 @@ class HandoffTarget {
   void act(Receiver::AttemptFailed& a);
   void act(Receiver::LeaseFailed& a);
   void act(Receiver::FreeLease& a);
-  Result<std::vector<transfer::ByteRun>> runs_of(const Peer& peer, const Receiver::Fetch& a) const;
+  Result<transfer::CopyPlan> plan_of(const Peer& peer, const Receiver::Fetch& a) const;
   void set_timer();
 
   net::Executor& loop_;

@@ -43,7 +43,7 @@ class HostileTest : public ::testing::Test {
       o.numerics_id = "n";
       o.kv = {4, 2, 16, "bf16"};
       if (change) change(o);
-      worker_ = std::move(Worker::create(thread_.loop(), *engine_, pool_, o)).value();
+      worker_ = std::move(Worker::create(thread_.loop(), *engine_, {&rank_, 1}, o)).value();
       http_port_ = worker_->http_port();
       link_port_ = worker_->link_port();
     });
@@ -66,7 +66,7 @@ class HostileTest : public ::testing::Test {
     h.model_digest = "m";
     h.numerics_id = "n";
     h.kv = {4, 2, 16, "bf16"};
-    h.region = {::getpid(), source_.shared_region()->fd, source_.shared_region()->bytes, source_.view(), {0, 2}};
+    h.region = {::getpid(), {{source_.shared_region()->fd, source_.shared_region()->bytes, source_.view(), {0, 2}}}};
     return h;
   }
   // What comes back on a link, message by message; nullopt at its end.
@@ -138,6 +138,7 @@ class HostileTest : public ::testing::Test {
 
   net::LoopThread thread_;
   TestPool pool_{device::KvView::dense(spec()), spec().bytes()}, source_{device::KvView::dense(spec()), spec().bytes()};
+  const transfer::RankPool rank_{&pool_, {0, 2}};
   std::unique_ptr<engine::Engine> engine_;
   std::unique_ptr<Worker> worker_;
   int http_port_ = 0, link_port_ = 0;
@@ -190,10 +191,10 @@ TEST_F(HostileTest, AHelloThatCannotPairIsToldTheDifference) {
   };
   EXPECT_THAT(why([](auto& h) { h.model_digest = "x"; }), HasSubstr("model digest differs: prefill worker has 'x'"));
   EXPECT_THAT(why([](auto& h) { h.kv.layers = 5; }), HasSubstr("KV schema differs: prefill worker has '5 layers"));
-  EXPECT_THAT(why([](auto& h) { h.region.view.spec.head_dim = 8; }), HasSubstr("shape"));
-  EXPECT_THAT(why([](auto& h) { h.region.view.layer_stride = std::numeric_limits<std::int64_t>::max(); }), HasSubstr("leaves its region"));
-  EXPECT_THAT(why([](auto& h) { h.region.bytes *= 1000; }), HasSubstr("not a memory region of"));
-  EXPECT_THAT(why([](auto& h) { h.region.fd = 0; }), HasSubstr("cannot map"));
+  EXPECT_THAT(why([](auto& h) { h.region.parts[0].view.spec.head_dim = 8; }), HasSubstr("shape"));
+  EXPECT_THAT(why([](auto& h) { h.region.parts[0].view.layer_stride = std::numeric_limits<std::int64_t>::max(); }), HasSubstr("leaves its region"));
+  EXPECT_THAT(why([](auto& h) { h.region.parts[0].bytes *= 1000; }), HasSubstr("not a memory region of"));
+  EXPECT_THAT(why([](auto& h) { h.region.parts[0].fd = 0; }), HasSubstr("cannot map"));
   EXPECT_THAT(why([](auto& h) { h.region.pid = std::numeric_limits<std::int32_t>::max(); }), HasSubstr("cannot map"));
   Peer p = stranger();  // other arithmetic pairs; the answer says so
   transfer::Hello h = hello();
@@ -257,7 +258,7 @@ TEST_F(HostileTest, ForgedAndReplayedFramesAreNotDecoded) {
   nacked(3, {{}, 0, {0, 2}, {0, kPromptTokens}, {1, 2}, transfer::locator_from_blocks(blocks, 2)}, "does not hold tokens");
   nacked(4, {{}, 0, {0, 2}, {0, kPromptTokens + 1}, {1, 2}, ""}, "outside");
   nacked(5, {{}, 4, {0, 2}, {0, 8}, {1, 2}, ""}, "no such layer");
-  nacked(6, {{}, 0, {0, 3}, {0, 8}, {1, 2}, ""}, "does not hold");
+  nacked(6, {{}, 0, {0, 3}, {0, 8}, {1, 2}, ""}, "no such head");
   EXPECT_EQ(status().generation_tokens, 0u);
   leg.close();
   EXPECT_TRUE(idle());

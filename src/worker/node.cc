@@ -30,7 +30,7 @@ Status check(const wire::GenerateRequest& r) {
 }
 
 transfer::RetentionOptions retention(transfer::RetentionOptions options, const transfer::SourceRegion& own) {
-  if (options.blocks_max == 0) options.blocks_max = own.view.spec.blocks / 2;
+  if (options.blocks_max == 0) options.blocks_max = own.spec().blocks / 2;
   return options;
 }
 
@@ -61,10 +61,9 @@ Node::Node(net::Executor& loop, engine::Engine& engine, transfer::Fabric& fabric
     : loop_(loop),
       engine_(engine),
       options_(std::move(options)),
-      own_(fabric.export_pool({0, options_.kv.kv_heads})),
+      own_(fabric.export_pool()),
       target_(loop, engine, fabric,
-              {options_.incarnation, options_.name, options_.model_digest, options_.numerics_id, options_.kv, own_.view.spec.block_tokens,
-               own_.view.spec.row_bytes()},
+              {options_.incarnation, options_.name, options_.model_digest, options_.numerics_id, options_.kv, own_.spec().block_tokens},
               options_.receiver, options_.lease_key),
       source_(loop, engine, fabric, {options_.incarnation, options_.name, options_.model_digest, options_.numerics_id, options_.kv, own_},
               std::move(dialer), {options_.sender, retention(options_.retention, own_), options_.lease_key}) {}
@@ -241,7 +240,7 @@ wire::WorkerStatus Node::status() const {
   s.draining = draining_;
   s.running = engine.running;
   s.waiting = engine.waiting;
-  s.block_tokens = own_.view.spec.block_tokens;
+  s.block_tokens = own_.spec().block_tokens;
   s.blocks_total = engine.blocks_total;
   s.blocks_free = engine.blocks_free;
   s.blocks_cached = engine.blocks_cached;
@@ -292,7 +291,7 @@ wire::KvReport Node::kv_report() const {
   wire::KvReport r;
   r.name = options_.name;
   r.incarnation = options_.incarnation;
-  r.block_tokens = own_.view.spec.block_tokens;
+  r.block_tokens = own_.spec().block_tokens;
   r.total = engine.blocks_total, r.free = engine.blocks_free, r.cached = engine.blocks_cached, r.held = engine.blocks_held;
   r.promised = engine.blocks_reserved;
   r.problem = imbalance(engine, target_.stats(), source_.stats().open);

@@ -37,13 +37,14 @@ struct TestWorker {
     o.numerics_id = "n";
     o.kv = {4, 2, 16, "bf16"};
     if (change) change(o);
-    worker = std::move(Worker::create(loop, *engine, pool, o)).value();
+    worker = std::move(Worker::create(loop, *engine, {&rank, 1}, o)).value();
   }
   bool idle() const {
     const auto s = worker->status();
     return s.running == 0 && s.waiting == 0 && s.blocks_free + s.blocks_cached == s.blocks_total && engine->status().blocks_reserved == 0;
   }
   TestPool pool;
+  const transfer::RankPool rank{&pool, {0, pool.view().spec.kv_heads}};
   KvExecutor* executor;
   std::unique_ptr<engine::Engine> engine;
   std::unique_ptr<Worker> worker;

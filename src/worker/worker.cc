@@ -4,7 +4,6 @@
 
 #include "net/http.h"
 #include "net/link.h"
-#include "transfer/shm/shm_fabric.h"
 #include "worker/node.h"
 
 namespace baton::worker {
@@ -50,13 +49,11 @@ class WorkerImpl final : public Worker {
 
 }  // namespace
 
-Result<std::unique_ptr<Worker>> Worker::create(net::EventLoop& loop, engine::Engine& engine, device::KvPool& pool, WorkerOptions options) {
+Result<std::unique_ptr<Worker>> Worker::create(net::EventLoop& loop, engine::Engine& engine, std::span<const transfer::RankPool> ranks,
+                                               WorkerOptions options) {
   BATON_CHECK(options.incarnation != Incarnation());
-  transfer::ShmFabricOptions shm;
-  shm.cpu = options.copier_cpu;
   // Every fetch that the receiver may have in flight and the digests of many sources at once.
-  shm.jobs_max = options.receiver.fetches_max + 4096;
-  BATON_ASSIGN_OR_RETURN(auto fabric, transfer::create_shm_fabric(loop, pool, shm));
+  BATON_ASSIGN_OR_RETURN(auto fabric, transfer::create_shm_fabric(loop, ranks, options.receiver.fetches_max + 4096));
   auto worker = std::make_unique<WorkerImpl>(loop, std::move(fabric));
   BATON_RETURN_IF_ERROR(worker->start(engine, std::move(options)));
   return std::unique_ptr<Worker>(std::move(worker));

@@ -13,6 +13,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "base/status.h"
@@ -23,6 +24,7 @@
 #include "transfer/receiver.h"
 #include "transfer/retention.h"
 #include "transfer/sender.h"
+#include "transfer/shm/shm_fabric.h"
 #include "wire/worker_api.h"
 
 namespace baton::worker {
@@ -48,7 +50,6 @@ struct WorkerOptions {
   std::int32_t max_num_seqs = 0;
   std::size_t legs_max = 4096;                          // at once; beyond: 429
   Duration heartbeat = std::chrono::milliseconds(250);  // a leg that had nothing to say for this long says that it is alive
-  int copier_cpu = -1;                                  // of the shm fabric's thread
   bool unbalanced_is_fatal = kDebugBuild;               // books of the KV pool that do not add up; otherwise they are logged
   transfer::ReceiverOptions receiver;
   transfer::SenderOptions sender;
@@ -57,8 +58,9 @@ struct WorkerOptions {
 
 class Worker {
  public:
-  // `engine` computes on `pool`; both outlive the worker. A taken port is kUnavailable with the address in the message.
-  static Result<std::unique_ptr<Worker>> create(net::EventLoop& loop, engine::Engine& engine, device::KvPool& pool, WorkerOptions options);
+  // `engine` computes on the pools of `ranks`; both outlive the worker. A taken port is kUnavailable with the address in the message.
+  static Result<std::unique_ptr<Worker>> create(net::EventLoop& loop, engine::Engine& engine, std::span<const transfer::RankPool> ranks,
+                                                WorkerOptions options);
   virtual ~Worker() = default;
   virtual int http_port() const = 0;
   virtual int link_port() const = 0;

@@ -614,7 +614,7 @@ TEST_F(WorkerTest, APeerOfAnotherVersionIsToldWhy) {
   reader.append(heard);
   const auto message = reader.next();
   ASSERT_TRUE(message.ok() && message->has_value());
-  EXPECT_THAT(std::get<transfer::Reject>(**message).status.message(), HasSubstr("link protocol 9, this worker speaks 1"));
+  EXPECT_THAT(std::get<transfer::Reject>(**message).status.message(), HasSubstr("link protocol 9, this worker speaks 2"));
 }
 
 // Request ids are chosen by clients: several gateways, or one client with bad luck, may use the same.

@@ -13,9 +13,16 @@ namespace {
 
 using namespace transfer;
 
-const device::KvView& own_view() {
-  static const device::KvView view = device::KvView::dense({2, 2, 4, device::DType::kBF16, 4, 8});
-  return view;
+constexpr int kBlocks = 8;
+
+RegionPart part(int fd, Range heads) {
+  const auto view = device::KvView::dense({2, heads.size(), 4, device::DType::kBF16, 4, kBlocks});
+  return {fd, view.spec.bytes(), view, heads};
+}
+// Two ranks, of which the second repeats a head of the first.
+const std::vector<RegionPart>& own_parts() {
+  static const std::vector<RegionPart> parts = {part(3, {0, 2}), part(4, {1, 2})};
+  return parts;
 }
 
 LocalWorker local() {
@@ -24,7 +31,6 @@ LocalWorker local() {
   w.model_digest = "m";
   w.kv = {2, 2, 4, "bf16"};
   w.block_tokens = 4;
-  w.row_bytes = own_view().spec.row_bytes();
   return w;
 }
 
@@ -52,17 +58,22 @@ Stream read(std::string_view bytes, NextSize next_size) {
 }
 
 void check_chunk(const SourceRegion& region, const Chunk& chunk) {
-  const auto blocks = blocks_from_locator(chunk.locator, region.view.spec.blocks);
+  const auto blocks = blocks_from_locator(chunk.locator, region.spec().blocks);
   if (!blocks.ok()) return;
-  const std::int32_t first = chunk.tokens.begin / region.view.spec.block_tokens * region.view.spec.block_tokens;
+  const std::int32_t first = chunk.tokens.begin / region.spec().block_tokens * region.spec().block_tokens;
   static const std::vector<BlockId> own = [] {
     std::vector<BlockId> all;
-    for (std::int32_t i = 0; i < own_view().spec.blocks; ++i) all.push_back(BlockId(i));
+    for (std::int32_t i = 0; i < kBlocks; ++i) all.push_back(BlockId(i));
     return all;
   }();
-  const auto runs =
-      plan_runs({region.view, region.heads, *blocks, first}, {own_view(), {0, 2}, own, 0}, chunk.layer, chunk.heads, chunk.tokens);
-  if (runs.ok()) BATON_CHECK(runs_inside(*runs, region.bytes, own_view().spec.bytes()));
+  const auto plan = plan_copy({region.parts, *blocks, first}, {own_parts(), own, 0}, chunk.layer, chunk.heads, chunk.tokens);
+  if (!plan.ok()) return;
+  // Sizes without memory.
+  std::vector<std::span<const std::byte>> source;
+  std::vector<std::span<std::byte>> target;
+  for (const RegionPart& p : region.parts) source.emplace_back(static_cast<const std::byte*>(nullptr), p.bytes);
+  for (const RegionPart& p : own_parts()) target.emplace_back(static_cast<std::byte*>(nullptr), p.bytes);
+  BATON_CHECK(plan_inside(*plan, source, target));
 }
 
 template <std::size_t I = 0>
@@ -79,7 +90,7 @@ void add_messages(std::vector<std::string>& out) {
     if constexpr (std::is_same_v<decltype(m), Hello>) {
       m.model_digest = "m";
       m.kv = local().kv;
-      m.region = {4242, 17, own_view().spec.bytes(), own_view(), {0, 2}};
+      m.region = {4242, {part(17, {0, 1}), part(18, {1, 2})}};
     }
     if constexpr (std::is_same_v<decltype(m), Chunk>) {
       const BlockId blocks[] = {BlockId(1), BlockId(5)};

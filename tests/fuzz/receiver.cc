@@ -38,7 +38,6 @@ LocalWorker local() {
   w.model_digest = "m";
   w.kv = {kLayers, kHeads, 4, "bf16"};
   w.block_tokens = kBlockTokens;
-  w.row_bytes = 8;
   return w;
 }
 
@@ -182,9 +181,8 @@ class Run {
     Hello h;
     h.model_digest = input_.below(16) == 0 ? "other" : "m";
     h.kv = local().kv;
-    h.region.view = device::KvView::dense({kLayers, kHeads, 4, device::DType::kBF16, kBlockTokens, 8});
-    h.region.bytes = h.region.view.spec.bytes();
-    h.region.heads = {0, kHeads};
+    const auto view = device::KvView::dense({kLayers, kHeads, 4, device::DType::kBF16, kBlockTokens, 8});
+    h.region.parts = {{1, view.spec.bytes(), view, {0, kHeads}}};
     return h;
   }
   Key some_key() {

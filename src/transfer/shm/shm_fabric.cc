@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <pthread.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -22,43 +21,73 @@
 namespace baton::transfer {
 namespace {
 
+using Bytes = std::span<std::byte>;
+
+// The parts of a peer's pool, mapped read-only.
 class Mapping final : public PeerRegion {
  public:
-  Mapping(const std::byte* base, std::size_t bytes) : base_(base), bytes_(bytes) {}
-  ~Mapping() override { ::munmap(const_cast<std::byte*>(base_), bytes_); }
-  const std::byte* base() const { return base_; }
-  std::size_t bytes() const { return bytes_; }
+  ~Mapping() override {
+    for (const auto& part : parts_) ::munmap(const_cast<std::byte*>(part.data()), part.size());
+  }
+  void add(std::span<const std::byte> part) { parts_.push_back(part); }
+  SourceBytes parts() const { return parts_; }
 
  private:
-  const std::byte* base_;
-  std::size_t bytes_;
+  std::vector<std::span<const std::byte>> parts_;
 };
 
 class ShmFabric final : public Fabric {
  public:
-  ShmFabric(net::Executor& loop, device::KvPool& pool, const ShmFabricOptions& options)
-      : loop_(loop), pool_(pool), region_(*pool.shared_region()), options_(options), queue_(options.jobs_max) {
-    thread_ = std::thread([this] { work(); });
-    if (options.cpu >= 0) {
-      cpu_set_t set;
-      CPU_ZERO(&set);
-      CPU_SET(options.cpu, &set);
-      pthread_setaffinity_np(thread_.native_handle(), sizeof set, &set);  // a hint: where it is refused, the thread runs anywhere
+  ShmFabric(net::Executor& loop, std::span<const RankPool> ranks, std::size_t jobs_max)
+      : loop_(loop), jobs_max_(jobs_max), queue_(jobs_max) {
+    region_.pid = ::getpid();
+    for (const RankPool& rank : ranks) {
+      const device::SharedRegion& own = *rank.pool->shared_region();
+      region_.parts.push_back({own.fd, own.bytes, rank.pool->view(), rank.heads});
+      own_.push_back({own.base, own.bytes});
     }
-    pthread_setname_np(thread_.native_handle(), "kv-copier");
+    // Several copies at once, so that the ranks' parts do not wait for each other.
+    for (std::size_t i = 0; i < ranks.size(); ++i) {
+      copiers_.emplace_back([this] { work(); });
+      pthread_setname_np(copiers_.back().native_handle(), "kv-copier");
+    }
   }
 
   ~ShmFabric() override {
     *alive_ = false;
     stopping_ = true;
     queue_.close();
-    thread_.join();
+    for (std::thread& copier : copiers_) copier.join();
   }
 
-  SourceRegion export_pool(Range heads) const override { return {::getpid(), region_.fd, region_.bytes, pool_.view(), heads}; }
+  SourceRegion export_pool() const override { return region_; }
 
   Result<std::shared_ptr<PeerRegion>> open(const SourceRegion& region) override {
-    const std::string path = "/proc/" + std::to_string(region.pid) + "/fd/" + std::to_string(region.fd);
+    auto mapping = std::make_shared<Mapping>();
+    for (const RegionPart& part : region.parts) {
+      BATON_ASSIGN_OR_RETURN(const auto bytes, map(region.pid, part));
+      mapping->add(bytes);
+    }
+    return std::shared_ptr<PeerRegion>(std::move(mapping));
+  }
+
+  JobId fetch(std::shared_ptr<PeerRegion> peer, CopyPlan plan, Done done) override {
+    return submit(std::static_pointer_cast<Mapping>(std::move(peer)), std::move(plan), std::move(done));
+  }
+  JobId digest(std::vector<ByteRun> runs, Done done) override {
+    CopyPlan plan;
+    plan.runs = std::move(runs);
+    return submit(nullptr, std::move(plan), std::move(done));
+  }
+
+  void cancel(JobId job) override {
+    if (auto it = jobs_.find(job); it != jobs_.end()) *it->second.cancelled = true;
+  }
+  std::size_t jobs_max() const override { return jobs_max_; }
+
+ private:
+  static Result<std::span<const std::byte>> map(std::int32_t pid, const RegionPart& region) {
+    const std::string path = "/proc/" + std::to_string(pid) + "/fd/" + std::to_string(region.fd);
     const auto failed = [&](const std::string& what) {
       return Status(Code::kUnavailable, "cannot map the prefill worker's KV pool " + path + ": " + what +
                                             "; both workers must run on one host, as one user, in one PID namespace");
@@ -78,25 +107,14 @@ class ShmFabric final : public Fabric {
     if (!whole) return failed("it is not a memory region of " + std::to_string(region.bytes) + " bytes");
     if (!lasting) return failed("it may shrink (no F_SEAL_SHRINK)");
     if (base == MAP_FAILED) return failed(std::strerror(error));
-    return std::shared_ptr<PeerRegion>(std::make_shared<Mapping>(static_cast<const std::byte*>(base), region.bytes));
+    return std::span(static_cast<const std::byte*>(base), region.bytes);
   }
 
-  JobId fetch(std::shared_ptr<PeerRegion> peer, std::vector<ByteRun> runs, Done done) override {
-    return submit(std::static_pointer_cast<Mapping>(std::move(peer)), std::move(runs), std::move(done));
-  }
-  JobId digest(std::vector<ByteRun> runs, Done done) override { return submit(nullptr, std::move(runs), std::move(done)); }
-
-  void cancel(JobId job) override {
-    if (auto it = jobs_.find(job); it != jobs_.end()) *it->second.cancelled = true;
-  }
-  std::size_t jobs_max() const override { return options_.jobs_max; }
-
- private:
-  // Read by the copier.
+  // Read by a copier.
   struct Job {
     JobId id = 0;
     std::shared_ptr<Mapping> peer;  // null: digest local memory
-    std::vector<ByteRun> runs;
+    CopyPlan plan;
     std::shared_ptr<std::atomic<bool>> cancelled;
   };
   // Kept by the loop.
@@ -105,12 +123,12 @@ class ShmFabric final : public Fabric {
     std::shared_ptr<std::atomic<bool>> cancelled;
   };
 
-  JobId submit(std::shared_ptr<Mapping> peer, std::vector<ByteRun> runs, Done done) {
-    Job job{next_job_++, std::move(peer), std::move(runs), std::make_shared<std::atomic<bool>>(false)};
+  JobId submit(std::shared_ptr<Mapping> peer, CopyPlan plan, Done done) {
+    Job job{next_job_++, std::move(peer), std::move(plan), std::make_shared<std::atomic<bool>>(false)};
     const JobId id = job.id;
     jobs_[id] = {std::move(done), job.cancelled};
-    if (jobs_.size() > options_.jobs_max || !queue_.try_push(job)) {
-      post(id, Status(Code::kResourceExhausted, "more than " + std::to_string(options_.jobs_max) + " KV copies wait"));
+    if (jobs_.size() > jobs_max_ || !queue_.try_push(job)) {
+      post(id, Status(Code::kResourceExhausted, "more than " + std::to_string(jobs_max_) + " KV copies wait"));
     }
     return id;
   }
@@ -133,16 +151,16 @@ class ShmFabric final : public Fabric {
 
   Result<Digest> run(const Job& job) const {
     if (*job.cancelled) return {Code::kCancelled, "cancelled"};
-    const std::size_t source_bytes = job.peer ? job.peer->bytes() : region_.bytes;
-    if (job.runs.empty() || !runs_inside(job.runs, source_bytes, region_.bytes)) return {Code::kDataLoss, "a KV copy leaves its region"};
-    return job.peer ? copy_and_digest(job.peer->base(), region_.base, job.runs) : digest_runs(region_.base, job.runs);
+    const bool inside = job.peer ? plan_inside(job.plan, job.peer->parts(), own_) : runs_inside(job.plan.runs, own_);
+    if (job.plan.runs.empty() || !inside) return {Code::kDataLoss, "a KV copy leaves its region"};
+    return job.peer ? copy_and_digest(job.peer->parts(), own_, job.plan) : digest_runs(own_, job.plan.runs);
   }
 
   // constant
   net::Executor& loop_;
-  device::KvPool& pool_;
-  const device::SharedRegion region_;
-  const ShmFabricOptions options_;
+  const std::size_t jobs_max_;
+  SourceRegion region_;
+  std::vector<Bytes> own_;  // by part
   // owned by the loop
   std::map<JobId, Waiting> jobs_;
   JobId next_job_ = 1;
@@ -150,17 +168,19 @@ class ShmFabric final : public Fabric {
   // shared
   BoundedQueue<Job> queue_;
   std::atomic<bool> stopping_{false};
-  std::thread thread_;
+  std::vector<std::thread> copiers_;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<Fabric>> create_shm_fabric(net::Executor& loop, device::KvPool& pool, const ShmFabricOptions& options) {
-  if (pool.shared_region() == nullptr || pool.shared_region()->fd < 0) {
-    return {Code::kUnimplemented, "this device's KV pool is not shareable host memory"};
+Result<std::unique_ptr<Fabric>> create_shm_fabric(net::Executor& loop, std::span<const RankPool> ranks, std::size_t jobs_max) {
+  BATON_CHECK(!ranks.empty());
+  for (const RankPool& rank : ranks) {
+    const device::SharedRegion* region = rank.pool->shared_region();
+    if (region == nullptr || region->fd < 0) return {Code::kUnimplemented, "this device's KV pool is not shareable host memory"};
+    BATON_RETURN_IF_ERROR(check_view(rank.pool->view(), region->bytes));
   }
-  BATON_RETURN_IF_ERROR(check_view(pool.view(), pool.shared_region()->bytes));
-  return std::unique_ptr<Fabric>(std::make_unique<ShmFabric>(loop, pool, options));
+  return std::unique_ptr<Fabric>(std::make_unique<ShmFabric>(loop, ranks, jobs_max));
 }
 
 }  // namespace baton::transfer

@@ -15,17 +15,19 @@
 namespace baton::transfer {
 namespace {
 
-using testing::random_layout;
+using testing::random_shards;
 using testing::rows_equal;
-using testing::TestPool;
+using testing::TestRanks;
 using testing::write_rows;
 
-constexpr Range kHeads{0, 2};
+constexpr int kHeads = 3;
+constexpr Range kAllHeads{0, kHeads};
 
-std::unique_ptr<TestPool> make_pool(std::uint64_t seed, int block_tokens) {
+// `seed` also gives the degree: what another process with the same seed has.
+std::unique_ptr<TestRanks> make_pool(std::uint64_t seed, int block_tokens) {
   Rng rng(seed);
-  const auto layout = random_layout(rng, {2, 2, 16, device::DType::kBF16, block_tokens, 12});
-  return std::make_unique<TestPool>(layout.view, layout.bytes);
+  return std::make_unique<TestRanks>(rng, device::KvSpec{2, kHeads, 16, device::DType::kBF16, block_tokens, 12},
+                                     random_shards(rng, kHeads, 1 + static_cast<int>(seed)));
 }
 std::vector<BlockId> first_blocks(int n) {
   std::vector<BlockId> out;
@@ -41,8 +43,8 @@ class ShmFabricTest : public ::testing::Test {
       loop_.stop();
     });
   }
-  std::unique_ptr<Fabric> fabric_on(TestPool& pool, std::size_t jobs_max = 1024) {
-    return std::move(create_shm_fabric(loop_, pool, {jobs_max, -1})).value();
+  std::unique_ptr<Fabric> fabric_on(const TestRanks& ranks, std::size_t jobs_max = 1024) {
+    return std::move(create_shm_fabric(loop_, ranks.pools(), jobs_max)).value();
   }
   Result<Digest> wait_for(const std::function<void(Fabric::Done)>& start) {
     std::optional<Result<Digest>> result;
@@ -65,14 +67,25 @@ TEST_F(ShmFabricTest, FetchesFromAnotherProcess) {
   const pid_t child = fork();
   if (child == 0) {
     auto pool = make_pool(1, 5);
-    for (int layer = 0; layer < 2; ++layer) write_rows(*pool, kHeads, first_blocks(12), 42, layer, {0, 40});
-    const SourceRegion region{getpid(), pool->shared_region()->fd, pool->shared_region()->bytes, pool->view(), kHeads};
+    for (int layer = 0; layer < 2; ++layer) write_rows(*pool, first_blocks(12), 42, layer, {0, 40});
+    Hello hello;
+    hello.region = pool->region();
+    const std::string said = encode(hello);
     char byte;
-    if (write(ready[1], &region, sizeof region) != sizeof region || read(bye[0], &byte, 1) != 1) _exit(1);
+    if (write(ready[1], said.data(), said.size()) != static_cast<ssize_t>(said.size()) || read(bye[0], &byte, 1) != 1) _exit(1);
     _exit(0);
   }
-  SourceRegion region;
-  ASSERT_EQ(read(ready[0], &region, sizeof region), static_cast<ssize_t>(sizeof region));
+  FrameReader reader;
+  std::optional<Message> said;
+  while (!said) {
+    char buffer[4096];
+    const ssize_t n = read(ready[0], buffer, sizeof buffer);
+    ASSERT_GT(n, 0);
+    reader.append({buffer, static_cast<std::size_t>(n)});
+    said = reader.next().value();
+  }
+  const SourceRegion region = std::get<Hello>(*said).region;
+  ASSERT_EQ(region.parts.size(), 2u);
   auto pool = make_pool(2, 8);
   auto fabric = fabric_on(*pool);
   auto peer = fabric->open(region);
@@ -83,13 +96,13 @@ TEST_F(ShmFabricTest, FetchesFromAnotherProcess) {
       ASSERT_EQ(write(bye[1], "x", 1), 1);
       ASSERT_EQ(waitpid(child, nullptr, 0), child);
     }
-    auto runs = plan_runs({region.view, kHeads, from, 0}, {pool->view(), kHeads, to, 0}, layer, kHeads, {3, 40});
-    ASSERT_TRUE(runs.ok());
-    const auto digest = wait_for([&](Fabric::Done done) { fabric->fetch(*peer, *runs, std::move(done)); });
+    auto plan = plan_copy({region.parts, from, 0}, {pool->parts(), to, 0}, layer, kAllHeads, {3, 40});
+    ASSERT_TRUE(plan.ok());
+    const auto digest = wait_for([&](Fabric::Done done) { fabric->fetch(*peer, *plan, std::move(done)); });
     ASSERT_TRUE(digest.ok()) << digest.status().to_string();
-    EXPECT_TRUE(rows_equal(*pool, kHeads, to, 42, layer, {3, 40}));
+    EXPECT_TRUE(rows_equal(*pool, to, 42, layer, {3, 40}));
     const auto own = wait_for(
-        [&](Fabric::Done done) { fabric->digest(*plan_local({pool->view(), kHeads, to, 0}, layer, kHeads, {3, 40}), std::move(done)); });
+        [&](Fabric::Done done) { fabric->digest(*plan_local({pool->parts(), to, 0}, layer, kAllHeads, {3, 40}), std::move(done)); });
     EXPECT_EQ(*own, *digest);
   }
   for (int fd : {ready[0], ready[1], bye[0], bye[1]}) close(fd);
@@ -98,12 +111,12 @@ TEST_F(ShmFabricTest, FetchesFromAnotherProcess) {
 TEST_F(ShmFabricTest, OpenSaysWhyNot) {
   auto pool = make_pool(1, 5);
   auto fabric = fabric_on(*pool);
-  auto region = fabric->export_pool(kHeads);
+  auto region = fabric->export_pool();
   EXPECT_TRUE(fabric->open(region).ok());
-  region.bytes += 1u << 20;
+  region.parts.back().bytes += 1u << 20;
   EXPECT_EQ(fabric->open(region).status().code(), Code::kUnavailable);
-  region = fabric->export_pool(kHeads);
-  region.fd = 9999;
+  region = fabric->export_pool();
+  region.parts.back().fd = 9999;
   const auto bad = fabric->open(region);
   EXPECT_NE(bad.status().message().find("one host"), std::string::npos) << bad.status().to_string();
 }
@@ -113,11 +126,11 @@ TEST_F(ShmFabricTest, OpensOnlyMemoryThatStays) {
   auto pool = make_pool(1, 5);
   auto fabric = fabric_on(*pool);
   const auto why = [&](int fd) {
-    auto region = fabric->export_pool(kHeads);
-    region.fd = fd;
+    auto region = fabric->export_pool();
+    region.parts[0].fd = fd;
     return fabric->open(region).status().message();
   };
-  const auto bytes = static_cast<off_t>(pool->shared_region()->bytes);
+  const auto bytes = static_cast<off_t>(pool->parts()[0].bytes);
   const int memory = ::memfd_create("unsealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   ASSERT_EQ(::ftruncate(memory, bytes), 0);
   EXPECT_NE(why(memory).find("may shrink"), std::string::npos) << why(memory);
@@ -146,12 +159,17 @@ TEST_F(ShmFabricTest, OpensOnlyMemoryThatStays) {
 TEST_F(ShmFabricTest, RunsThatLeaveARegionAreRefused) {
   auto pool = make_pool(1, 5), source = make_pool(2, 5);
   auto fabric = fabric_on(*pool), other = fabric_on(*source);
-  auto peer = fabric->open(other->export_pool(kHeads)).value();
-  const auto bytes = static_cast<std::int64_t>(std::min(pool->shared_region()->bytes, source->shared_region()->bytes));
+  auto peer = fabric->open(other->export_pool()).value();
+  const auto bytes = static_cast<std::int64_t>(std::min(pool->parts()[0].bytes, source->parts()[0].bytes));
   for (const ByteRun bad : {ByteRun{bytes * 8, 0, 64}, ByteRun{0, bytes * 8, 64}, ByteRun{-8, 0, 64}, ByteRun{0, -8, 64}, ByteRun{0, 0, 0},
-                            ByteRun{0, 0, bytes * 8}, ByteRun{0, 1, std::numeric_limits<std::int64_t>::max()}}) {
-    const auto r = wait_for([&](Fabric::Done done) { fabric->fetch(peer, {bad}, std::move(done)); });
-    EXPECT_EQ(r.status().code(), Code::kDataLoss);
+                            ByteRun{0, 0, bytes * 8}, ByteRun{0, 1, std::numeric_limits<std::int64_t>::max() - 1}, ByteRun{0, 0, 64, 9, 0},
+                            ByteRun{0, 0, 64, 0, -1}}) {
+    CopyPlan copy;
+    copy.runs = {bad};
+    EXPECT_EQ(wait_for([&](Fabric::Done done) { fabric->fetch(peer, copy, std::move(done)); }).status().code(), Code::kDataLoss);
+    copy.runs = {{0, 0, 64}};
+    copy.replicas = {bad};
+    EXPECT_EQ(wait_for([&](Fabric::Done done) { fabric->fetch(peer, copy, std::move(done)); }).status().code(), Code::kDataLoss);
   }
 }
 
