@@ -90,7 +90,8 @@ int main(int argc, char** argv) {
         const double s = p.run(
             spec.layers,
             [&](int layer, Fabric::Done done) {
-              p.fabric->digest(plan_local({p.fabric->export_pool().parts, p.blocks, 0}, layer, kHeads, {0, kTokens}).value(), std::move(done));
+              p.fabric->digest(plan_local({p.fabric->export_pool().parts, p.blocks, 0}, layer, kHeads, {0, kTokens}).value(),
+                               std::move(done));
             },
             &digests);
         seconds.push_back(s);

@@ -37,8 +37,7 @@ struct Fabric::Region final : transfer::PeerRegion {
   const std::int32_t pid;
 };
 
-Fabric::Fabric(Host& host, Trace& trace, PoolAudit& audit, std::uint64_t seed, FabricModel model, Memories& memories,
-               Memory own)
+Fabric::Fabric(Host& host, Trace& trace, PoolAudit& audit, std::uint64_t seed, FabricModel model, Memories& memories, Memory own)
     : host_(host),
       trace_(trace),
       audit_(audit),
@@ -55,8 +54,7 @@ Result<std::shared_ptr<transfer::PeerRegion>> Fabric::open(const transfer::Sourc
   const Memory memory = memories_.find(region.pid);
   bool all = memory != nullptr && memory->parts().size() == region.parts.size();
   for (std::size_t i = 0; all && i < region.parts.size(); ++i) all = memory->parts()[i].bytes >= region.parts[i].bytes;
-  if (!all)
-    return {Code::kUnavailable, "no process " + std::to_string(region.pid) + " has this memory"};
+  if (!all) return {Code::kUnavailable, "no process " + std::to_string(region.pid) + " has this memory"};
   return std::shared_ptr<transfer::PeerRegion>(std::make_shared<Region>(memory, region.pid));
 }
 
@@ -71,8 +69,8 @@ Fabric::JobId Fabric::digest(std::vector<transfer::ByteRun> runs, Done done) {
 
 Fabric::JobId Fabric::submit(std::shared_ptr<Region> peer, transfer::CopyPlan plan, Done done) {
   const JobId id = next_job_++;
-  const bool inside = peer ? transfer::plan_inside(plan, peer->memory->const_bytes(), own_->bytes())
-                           : transfer::runs_inside(plan.runs, own_->bytes());
+  const bool inside =
+      peer ? transfer::plan_inside(plan, peer->memory->const_bytes(), own_->bytes()) : transfer::runs_inside(plan.runs, own_->bytes());
   Status refusal;
   if (jobs_.size() >= model_.jobs_max) refusal = Status(Code::kResourceExhausted, "too many KV copies wait");
   if (plan.runs.empty() || !inside) refusal = Status(Code::kDataLoss, "a KV copy leaves its region");

@@ -1,6 +1,6 @@
 #pragma once
-// The KV pools of one process's ranks, in plain memory. A row, of one (layer, head, kind) and token, is one word (model.h says which); where
-// ranks outnumber KV heads several hold the same head, and each has a copy of its rows.
+// The KV pools of one process's ranks, in plain memory. A row, of one (layer, head, kind) and token, is one word (model.h says which);
+// where ranks outnumber KV heads several hold the same head, and each has a copy of its rows.
 
 #include <cstdint>
 #include <memory>

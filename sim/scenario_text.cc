@@ -224,9 +224,9 @@ Status check(const Scenario& s) {
   for (const WorkerGroup& g : s.workers) {
     const bool blocks = !g.block_tokens.empty() &&
                         std::all_of(g.block_tokens.begin(), g.block_tokens.end(), [&](int b) { return b > 0 && b <= g.pool_tokens; });
-    const bool ranks =
-        !g.ranks.empty() && std::all_of(g.ranks.begin(), g.ranks.end(), [](int r) { return r >= 1 && r <= 64; });
-    if (g.count < 0 || !blocks || !ranks || g.max_num_seqs < 1 || g.max_num_batched_tokens < 1) return bad("a group of workers makes no sense");
+    const bool ranks = !g.ranks.empty() && std::all_of(g.ranks.begin(), g.ranks.end(), [](int r) { return r >= 1 && r <= 64; });
+    if (g.count < 0 || !blocks || !ranks || g.max_num_seqs < 1 || g.max_num_batched_tokens < 1)
+      return bad("a group of workers makes no sense");
   }
   const Load& l = s.load;
   if (l.requests < 0 || l.burst < 1 || l.families < 1 || l.prompt_min < 1 || l.prompt_max < l.prompt_min || l.output_min < 1 ||

@@ -55,8 +55,8 @@ struct RegionPart {
   Range heads;
 };
 
-// The KV pool of a process on this host: a part for each of its ranks, in their order. A block id means the same tokens in every part. Where
-// ranks outnumber KV heads, several parts hold the same head; the first of them speaks for it.
+// The KV pool of a process on this host: a part for each of its ranks, in their order. A block id means the same tokens in every part.
+// Where ranks outnumber KV heads, several parts hold the same head; the first of them speaks for it.
 struct SourceRegion {
   std::int32_t pid = 0;
   std::vector<RegionPart> parts;

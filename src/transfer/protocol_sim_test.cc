@@ -646,8 +646,7 @@ class World {
   bool holds_its_rows(const Lease& lease) {
     const Request& r = requests_.at(lease.request);
     bool right = true;
-    for (int layer = 0; layer < kLayers; ++layer)
-      right &= rows_equal(*lease.target->pool, lease.blocks, r.content, layer, {0, r.n_tokens});
+    for (int layer = 0; layer < kLayers; ++layer) right &= rows_equal(*lease.target->pool, lease.blocks, r.content, layer, {0, r.n_tokens});
     return right;
   }
   void free_blocks(Lease& lease) {

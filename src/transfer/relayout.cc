@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/mutant.h"
+
 namespace baton::transfer {
 namespace {
 
@@ -69,9 +71,7 @@ void append(std::vector<ByteRun>& runs, const Rows& from, const Rows& to, Range 
   }
 }
 
-bool is_float(device::DType type) {
-  return type == device::DType::kBF16 || type == device::DType::kF16 || type == device::DType::kF32;
-}
+bool is_float(device::DType type) { return type == device::DType::kBF16 || type == device::DType::kF16 || type == device::DType::kF32; }
 
 }  // namespace
 
@@ -87,6 +87,7 @@ Result<CopyPlan> plan_copy(const Placement& source, const Placement& target, int
     for (const auto kind : {device::KvKind::kKey, device::KvKind::kValue}) {
       const Rows rows{target, to, layer, head, kind};
       append(plan.runs, {source, from, layer, head, kind}, rows, tokens);
+      if (BATON_MUTANT(replica_not_filled)) continue;
       for (std::size_t other = holder(target.parts, head, to + 1); other < target.parts.size();
            other = holder(target.parts, head, other + 1)) {
         append(plan.replicas, rows, {target, other, layer, head, kind}, tokens);
@@ -148,8 +149,8 @@ std::vector<Range> announced_heads(std::span<const RegionPart> parts) {
   std::vector<Range> out;
   std::int32_t end = 0;
   for (const RegionPart& part : parts) {
-    if (part.heads.end <= end) continue;
-    out.push_back({std::max(end, part.heads.begin), part.heads.end});
+    if (part.heads.end <= end && !BATON_MUTANT(head_announced_twice)) continue;
+    out.push_back({BATON_MUTANT(head_announced_twice) ? part.heads.begin : std::max(end, part.heads.begin), part.heads.end});
     end = part.heads.end;
   }
   return out;

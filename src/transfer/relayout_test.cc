@@ -60,9 +60,9 @@ void write_numbers(const TestRanks& ranks, const std::vector<BlockId>& blocks, s
   });
 }
 
-// Random pairs of degrees, shards, layouts, block sizes and element types: what arrives on every rank of the target is what it would hold if
-// it had laid out the logical KV itself, nothing else is touched, and both sides get the digest that an independent walk over logical rows
-// gives. The source's ranks announce apart, as they do on the wire, and cover every head once.
+// Random pairs of degrees, shards, layouts, block sizes and element types: what arrives on every rank of the target is what it would hold
+// if it had laid out the logical KV itself, nothing else is touched, and both sides get the digest that an independent walk over logical
+// rows gives. The source's ranks announce apart, as they do on the wire, and cover every head once.
 TEST(Relayout, AnyLayoutFeedsAnyOther) {
   int pairs = 0, replicas = 0, conversions = 0;
   for (std::uint64_t seed = 0; seed < 1000; ++seed, ++pairs) {
@@ -85,8 +85,7 @@ TEST(Relayout, AnyLayoutFeedsAnyOther) {
     const wire::KvSchema schema{2, heads, spec.head_dim, std::string(to_string(from.spec().dtype))};
     ASSERT_TRUE(check_region(from.region(), schema).ok()) << check_region(from.region(), schema).to_string();
     const auto blocks_of = [&](const TestRanks& p) {
-      return random_blocks(rng, p.spec().blocks,
-                           static_cast<std::size_t>((n_tokens + p.spec().block_tokens - 1) / p.spec().block_tokens));
+      return random_blocks(rng, p.spec().blocks, static_cast<std::size_t>((n_tokens + p.spec().block_tokens - 1) / p.spec().block_tokens));
     };
     const auto from_blocks = blocks_of(from), to_blocks = blocks_of(to);
     const std::int32_t begin = static_cast<std::int32_t>(rng.below(n_tokens));
@@ -136,7 +135,8 @@ TEST(Relayout, AnyLayoutFeedsAnyOther) {
       different += std::memcmp(at, logical.at({head, kind, token}).data(), to.spec().row_bytes()) != 0;
     });
     EXPECT_EQ(different, 0u) << "of " << rows;
-    for (const auto part : to.bytes()) changed += static_cast<std::size_t>(std::ranges::count_if(part, [](auto b) { return b != std::byte{0x5a}; }));
+    for (const auto part : to.bytes())
+      changed += static_cast<std::size_t>(std::ranges::count_if(part, [](auto b) { return b != std::byte{0x5a}; }));
     EXPECT_LE(changed, rows * to.spec().row_bytes());
     if (HasFailure()) return;
   }

@@ -192,7 +192,8 @@ TEST_F(HostileTest, AHelloThatCannotPairIsToldTheDifference) {
   EXPECT_THAT(why([](auto& h) { h.model_digest = "x"; }), HasSubstr("model digest differs: prefill worker has 'x'"));
   EXPECT_THAT(why([](auto& h) { h.kv.layers = 5; }), HasSubstr("KV schema differs: prefill worker has '5 layers"));
   EXPECT_THAT(why([](auto& h) { h.region.parts[0].view.spec.head_dim = 8; }), HasSubstr("shape"));
-  EXPECT_THAT(why([](auto& h) { h.region.parts[0].view.layer_stride = std::numeric_limits<std::int64_t>::max(); }), HasSubstr("leaves its region"));
+  EXPECT_THAT(why([](auto& h) { h.region.parts[0].view.layer_stride = std::numeric_limits<std::int64_t>::max(); }),
+              HasSubstr("leaves its region"));
   EXPECT_THAT(why([](auto& h) { h.region.parts[0].bytes *= 1000; }), HasSubstr("not a memory region of"));
   EXPECT_THAT(why([](auto& h) { h.region.parts[0].fd = 0; }), HasSubstr("cannot map"));
   EXPECT_THAT(why([](auto& h) { h.region.pid = std::numeric_limits<std::int32_t>::max(); }), HasSubstr("cannot map"));

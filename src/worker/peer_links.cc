@@ -120,6 +120,10 @@ void PeerLinks::on_bytes(const PeerAddress& address, std::uint64_t generation, s
       loop_.cancel(peer->timer);
       peer->timer_set = false;
       log::info("hand-off link to {} at {}:{} is up", ack->name, address.first, address.second);
+      if (ack->numerics_id != hello_.numerics_id) {
+        log::warn("{} computes with {}, this worker with {}: tokens may differ from those of either alone", ack->name, ack->numerics_id,
+                  hello_.numerics_id);
+      }
       handlers_.on_up(address, peer->ack);
     } else if (const auto* reject = std::get_if<transfer::Reject>(&m)) {
       // A wrong pair is the deployment's fault, not the request's: it may go elsewhere.

@@ -26,6 +26,8 @@
   M(source_kept_on_cancel, "worker/handoff_source.cc", "I4", 50, "P never lets go of the KV of a hand-off that it aborted")        \
   M(hold_kept_on_close, "worker/handoff_source.cc", "I9", 60, "KV that was retained for a leg outlives it")                        \
   M(hold_not_reclaimed, "worker/handoff_source.cc", "I24", 60, "unclaimed KV does not make room for a prompt that waits")          \
+  M(head_announced_twice, "transfer/relayout.cc", "I12", 50, "each rank of P announces all heads that it holds, repeated or not")  \
+  M(replica_not_filled, "transfer/relayout.cc", "I6", 50, "of D's ranks that hold the same head only the first gets its KV")       \
   /* --- engine and pool */                                                                                                        \
   M(published_at_grant, "engine/scheduler.cc", "I5", 50, "blocks enter D's prefix cache before the commit")                        \
   M(granted_prefix_not_pinned, "engine/scheduler.cc", "I2", 50, "the prefix that D grants from its cache is not pinned")           \
