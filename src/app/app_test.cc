@@ -146,9 +146,16 @@ TEST(Options, ArgsOfAChildMeanTheSame) {
   flags.kv_cache_memory_bytes = "64MiB";
   flags.no_prefix_caching = true;
   flags.cores = "0,1";
+  flags.chunked_prefill = false;
   const Parsed p = parse(flags.args());
   EXPECT_EQ(p.exit, std::nullopt) << p.err;
   EXPECT_EQ(p.engine.args(), flags.args());
+}
+
+TEST(Options, ChunkedPrefillByVllmsNames) {
+  EXPECT_TRUE(parse({}).engine.chunked_prefill);
+  EXPECT_TRUE(parse({"--enable-chunked-prefill"}).engine.chunked_prefill);
+  EXPECT_FALSE(parse({"--no-enable-chunked-prefill"}).engine.chunked_prefill);
 }
 
 TEST(Options, MaxModelLenNamesTheLargest) {

@@ -22,7 +22,6 @@ const std::map<std::string, bool> kHarmless = {
     {"--disable-log-requests", false},
     {"--enable-log-requests", false},
     {"--disable-log-stats", false},
-    {"--enable-chunked-prefill", false},
     {"--enable-prefix-caching", false},
     {"--enable-prompt-tokens-details", false},
     {"--enable-request-id-headers", false},

@@ -117,6 +117,7 @@ Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::Even
   setup.options.block_tokens = block_tokens;
   setup.options.vocab = config.vocab;
   setup.options.prefix_cache = !flags.no_prefix_caching;
+  setup.options.chunked_prefill = flags.chunked_prefill;
   return setup;
 }
 

@@ -68,6 +68,11 @@ void EngineFlags::add_to(CLI::App& app) {
       ->capture_default_str()
       ->group(group);
   app.add_flag("--no-enable-prefix-caching", no_prefix_caching, "do not keep the KV of finished prompts for reuse")->group(group);
+  app.add_flag(
+         "--enable-chunked-prefill,!--no-enable-chunked-prefill", chunked_prefill,
+         "compute prompts in chunks, in steps shared with decode (the default); with --no-enable-chunked-prefill whole prompts run before "
+         "any decode step: what engines did before, for comparison, as it delays every running stream by each new prompt")
+      ->group(group);
   log.add_to(app);
 }
 
@@ -96,6 +101,7 @@ std::vector<std::string> EngineFlags::args() const {
   add("--cores", cores);
   add("--isa", isa);
   if (no_prefix_caching) out.push_back("--no-enable-prefix-caching");
+  if (!chunked_prefill) out.push_back("--no-enable-chunked-prefill");
   return out;
 }
 

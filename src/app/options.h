@@ -38,6 +38,7 @@ struct EngineFlags {
   std::string isa;
   int max_step_ms = 100;
   bool no_prefix_caching = false;
+  bool chunked_prefill = true;
   LogFlags log;
 
   void add_to(CLI::App& app);

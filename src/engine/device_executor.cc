@@ -86,6 +86,7 @@ DeviceExecutor::DeviceExecutor(net::Executor& loop, std::shared_ptr<LoadedModel>
   block_tables_.reserve(seqs * std::min(blocks, static_cast<std::size_t>(kv_blocks())));
   logit_rows_.reserve(static_cast<std::size_t>(d.max_logit_rows));
   first_logit_.reserve(seqs);
+  part_.rows.reserve(seqs);
   copies_.reserve(seqs);
   mailbox_->result.rows.resize(seqs);
   thread_ = std::thread([this] { run(); });
@@ -166,18 +167,48 @@ void DeviceExecutor::execute(const StepPlan& plan) {
   step_ = plan.step;
   StepResult& result = mailbox_->result;
   result.step = plan.step;
-  const float* logits = nullptr;
-  result.status = compute(plan, &logits);
-  if (result.status.ok()) sample(plan, logits);
+  if (result.rows.size() < plan.rows.size()) result.rows.resize(plan.rows.size());
+  for (std::size_t r = 0; r < plan.rows.size(); ++r) {
+    result.rows[r].seq = plan.rows[r].seq;
+    result.rows[r].prompt.clear();
+  }
+  const bool report = std::any_of(plan.rows.begin(), plan.rows.end(), [](const StepRow& row) { return row.report_layers; });
+  next_row_ = 0;
+  next_token_ = 0;
+  result.status = {};
+  while (result.status.ok() && next_part(plan)) {
+    const float* logits = nullptr;
+    result.status = compute(report && next_row_ == plan.rows.size(), &logits);
+    if (result.status.ok()) sample(logits);
+  }
   result.elapsed = clock_.now() - begin;
 }
 
-Status DeviceExecutor::compute(const StepPlan& plan, const float** logits) {
-  fill(plan);
-  const bool report = std::any_of(plan.rows.begin(), plan.rows.end(), [](const StepRow& row) { return row.report_layers; });
+bool DeviceExecutor::next_part(const StepPlan& plan) {
+  part_.copies.clear();
+  if (next_row_ == 0 && next_token_ == 0) part_.copies.assign(plan.copies.begin(), plan.copies.end());
+  part_.rows.clear();
+  part_first_ = next_row_;
+  for (std::int32_t room = model_->options.max_tokens; next_row_ < plan.rows.size() && room > 0;) {
+    StepRow& row = part_.rows.emplace_back(plan.rows[next_row_]);
+    row.begin = std::max(row.begin, next_token_);
+    next_token_ = 0;
+    if (row.end - row.begin > room) {
+      row.end = next_token_ = row.begin + room;
+      row.sample.reset();
+    } else {
+      ++next_row_;
+    }
+    room -= row.end - row.begin;
+  }
+  return !part_.rows.empty();
+}
+
+Status DeviceExecutor::compute(bool report_layers, const float** logits) {
+  fill();
   ranks_->run([&](int r) {
     const auto rank = static_cast<std::size_t>(r);
-    statuses_[rank] = compute_rank(rank, report, logits);
+    statuses_[rank] = compute_rank(rank, report_layers, logits);
     if (!statuses_[rank].ok()) contexts_[rank]->collective().fail(statuses_[rank]);
   });
   for (const Status& status : statuses_) BATON_RETURN_IF_ERROR(status);
@@ -207,7 +238,7 @@ void DeviceExecutor::on_layer(void* self, std::uint64_t layer) {
   e.loop_.post([mailbox = e.mailbox_, step = e.step_, layer] { mailbox->callbacks.on_layer(step, static_cast<int>(layer)); });
 }
 
-void DeviceExecutor::fill(const StepPlan& plan) {
+void DeviceExecutor::fill() {
   token_ids_.clear();
   positions_.clear();
   slots_.clear();
@@ -216,17 +247,17 @@ void DeviceExecutor::fill(const StepPlan& plan) {
   logit_rows_.clear();
   first_logit_.clear();
   copies_.clear();
-  for (const auto& copy : plan.copies) copies_.push_back({.from = copy.from, .to = copy.to});
+  for (const auto& copy : part_.copies) copies_.push_back({.from = copy.from, .to = copy.to});
 
   std::int32_t max_blocks = 0;
-  for (const StepRow& row : plan.rows) {
+  for (const StepRow& row : part_.rows) {
     max_blocks = std::max(max_blocks, (row.end + kv_block_tokens() - 1) / kv_block_tokens());
     fill_row(row);
   }
   q_start_.push_back(static_cast<std::int32_t>(token_ids_.size()));
-  block_tables_.assign(plan.rows.size() * static_cast<std::size_t>(max_blocks), 0);
-  for (std::size_t r = 0; r < plan.rows.size(); ++r) {
-    const std::vector<BlockId>& blocks = *plan.rows[r].blocks;
+  block_tables_.assign(part_.rows.size() * static_cast<std::size_t>(max_blocks), 0);
+  for (std::size_t r = 0; r < part_.rows.size(); ++r) {
+    const std::vector<BlockId>& blocks = *part_.rows[r].blocks;
     const auto used = std::min(static_cast<std::size_t>(max_blocks), blocks.size());
     for (std::size_t b = 0; b < used; ++b) block_tables_[r * static_cast<std::size_t>(max_blocks) + b] = blocks[b].value;
   }
@@ -259,17 +290,13 @@ void DeviceExecutor::fill_row(const StepRow& row) {
   }
 }
 
-void DeviceExecutor::sample(const StepPlan& plan, const float* logits) {
+void DeviceExecutor::sample(const float* logits) {
   const auto vocab = static_cast<std::size_t>(model_->config().vocab);
   const auto row_of = [&](std::int32_t index) { return std::span(logits + static_cast<std::size_t>(index) * vocab, vocab); };
-  StepResult& result = mailbox_->result;
-  if (result.rows.size() < plan.rows.size()) result.rows.resize(plan.rows.size());
-  for (std::size_t r = 0; r < plan.rows.size(); ++r) {
-    const StepRow& row = plan.rows[r];
-    StepResult::Row& out = result.rows[r];
-    out.seq = row.seq;
+  for (std::size_t r = 0; r < part_.rows.size(); ++r) {
+    const StepRow& row = part_.rows[r];
+    StepResult::Row& out = mailbox_->result.rows[part_first_ + r];
     std::int32_t logit = first_logit_[r];
-    out.prompt.clear();
     if (row.prompt_logprobs >= 0) {
       const std::int32_t last = std::min(row.end, static_cast<std::int32_t>(row.ids->size()) - 1);
       for (std::int32_t t = row.begin + 1; t <= last; ++t) {

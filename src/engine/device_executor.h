@@ -1,6 +1,7 @@
 #pragma once
 // Runs steps on real devices: one rank, or the ranks of a tensor-parallel group. Each rank has a thread, which owns its device's context
-// and forwards its decoder; the first one samples. In steady state nothing is allocated but the closures that carry notices to the loop.
+// and forwards its decoder; the first one samples. A step of more tokens than the decoder takes at once is computed in parts, whose layers
+// are told of with the last one. In steady state nothing is allocated but the closures that carry notices to the loop.
 
 #include <condition_variable>
 #include <cstdint>
@@ -78,11 +79,12 @@ class DeviceExecutor final : public StepExecutor {
   void run();
   Status make_contexts(Team& ranks);
   void execute(const StepPlan& plan);
-  Status compute(const StepPlan& plan, const float** logits);
+  bool next_part(const StepPlan& plan);
+  Status compute(bool report_layers, const float** logits);
   Status compute_rank(std::size_t rank, bool report_layers, const float** logits);
-  void fill(const StepPlan& plan);
+  void fill();
   void fill_row(const StepRow& row);
-  void sample(const StepPlan& plan, const float* logits);
+  void sample(const float* logits);
   static void on_layer(void* self, std::uint64_t layer);
 
   // Constant.
@@ -99,7 +101,11 @@ class DeviceExecutor final : public StepExecutor {
   Sampler sampler_;
   device::StepMeta meta_;
   std::vector<std::int32_t> token_ids_, positions_, slots_, q_start_, kv_len_, block_tables_, logit_rows_;
-  std::vector<std::int32_t> first_logit_;  // by row of the plan: its first row of logits
+  StepPlan part_;                          // of the step: as many tokens as the decoder takes at once
+  std::size_t part_first_ = 0;             // the plan's row that its first row is, or is of
+  std::size_t next_row_ = 0;               // of the plan: where the next part begins,
+  std::int32_t next_token_ = 0;            // and at which token; 0: the row's first
+  std::vector<std::int32_t> first_logit_;  // by row of the part: its first row of logits
   std::vector<device::Ops::BlockCopy> copies_;
   std::uint64_t step_ = 0;
   SystemClock clock_;

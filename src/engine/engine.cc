@@ -90,7 +90,7 @@ class EngineImpl final : public Engine {
   EngineStatus status() const override {
     EngineStatus s = scheduler_.status();
     if (scheduler_.step_running()) s.step_running = now() - submitted_at_;
-    s.step_budget = std::max({max_step_, slowest_step_, s.step_unmeasured ? kUnmeasured : Duration(0)});
+    s.step_budget = std::max({max_step_, slowest_step_, s.step_expected, s.step_unmeasured ? kUnmeasured : Duration(0)});
     return s;
   }
   std::vector<SequenceHold> holds() const override { return scheduler_.holds(); }

@@ -104,6 +104,7 @@ struct RigOptions {
   int chunk = 0;  // 0: as the step allows
   bool prefix_cache = false;
   std::int32_t kv_blocks = 0;
+  bool chunked_prefill = true;
 };
 
 class Golden : public testing::Test {
@@ -156,6 +157,7 @@ class Golden : public testing::Test {
     e.block_tokens = r.executor->kv_block_tokens();
     e.vocab = model->config().vocab;
     e.prefix_cache = options.prefix_cache;
+    e.chunked_prefill = options.chunked_prefill;
     r.engine = Engine::create(loop_, std::move(*executor), e);
     return r;
   }
@@ -228,6 +230,22 @@ TEST_P(GoldenChunks, DoNotMatterToALongPrompt) {
   const auto expected = generate(*rig({.chunk = 512}).engine, r);
   EXPECT_EQ(expected.size(), 24u);
   EXPECT_EQ(generate(*rig({.threads = threads, .chunk = chunk}).engine, r), expected);
+}
+
+// Whole prompts, of more tokens than the decoder takes at once: the executor computes a step in parts.
+TEST_F(Golden, WholePromptsDoNotMatter) {
+  auto echoed = request(700, 9, true, 1);
+  echoed.sampling.prompt_logprobs = 2;
+  const std::vector<wire::GenerateRequest> requests = {request(1100, 2, true), request(40, 4, false), request(480, 5, false), echoed};
+  const Batch whole = generate_all(*rig({.chunked_prefill = false}).engine, requests);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    ASSERT_TRUE(whole.sinks[i]->done->ok()) << whole.sinks[i]->done->to_string();
+    EXPECT_EQ(whole.sinks[i]->draws[0], alone(requests[i])) << "request " << i;
+  }
+  const Batch chunked = generate_all(*rig({}).engine, {echoed});
+  ASSERT_EQ(whole.sinks[3]->prompt.size(), 700u);
+  ASSERT_EQ(chunked.sinks[0]->prompt.size(), 700u);
+  for (std::size_t i = 1; i < 700; ++i) EXPECT_EQ(draw_of(*whole.sinks[3]->prompt[i]), draw_of(*chunked.sinks[0]->prompt[i])) << i;
 }
 
 // Around the tiles of the linear layers, the tokens that one member prepares, those that each member takes, and a pass over the weights.

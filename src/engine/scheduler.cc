@@ -325,6 +325,9 @@ EngineStatus Scheduler::status() const {
                !(leases_.empty() && promised_blocks_ != 0);
   s.blocks_reserved = promised_blocks_;
   s.step_unmeasured = step_running_ && (prefill_tokens_ > 0 ? prefill_token_ns_ == 0 : decode_step_ns_ == 0);
+  if (step_running_ && !options_.chunked_prefill) {
+    s.step_expected = Duration((std::int64_t{prefill_tokens_} * prefill_token_ns_ + (decode_rows_ > 0 ? decode_step_ns_ : 0)) / 1000);
+  }
   s.prefill_tokens_per_s = prefill_token_ns_ > 0 ? 1e9 / static_cast<double>(prefill_token_ns_) : 0;
   for (const Sequence* q : waiting_) s.queued_prefill_tokens += q->length();
   for (const Sequence* r : running_) s.queued_prefill_tokens += r->remaining() > 1 ? r->remaining() : 0;

@@ -13,6 +13,10 @@
 // came kAgeing before another is ahead of it, and nobody waits for ever. Who is ahead is computed first, admitted first, and preempted
 // last.
 //
+// A step is one token of each decoding sequence and then chunks of prompts, as far as its budgets go; or, without chunked_prefill, the
+// whole prompts that can be admitted, and decoding sequences only where there is none. A prompt whose log-probabilities are asked for is
+// still cut where the rows of logits end.
+//
 // Blocks. A sequence takes those of all its ids at admission, and one more on demand as it grows; where there is none, the last in order of
 // the running sequences is preempted: it gives back everything, and computes its ids again later. Never preempted is what someone else
 // reads or writes: a hand-off source from its admission (it never grows) until release(), a target from grant() to start_decode(). Credit
@@ -136,6 +140,7 @@ class Scheduler {
   std::int32_t blocks_for(std::int64_t tokens) const;
   std::int32_t spare() const;  // blocks that may be taken: available and not promised
   int slots_used() const;
+  void plan_prefills();
   bool admit(Sequence& sequence);
   bool grow(Sequence& sequence);
   void preempt(Sequence& sequence);

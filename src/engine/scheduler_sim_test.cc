@@ -70,6 +70,7 @@ class Sim {
     o.kv_blocks = 16 + static_cast<int>(rng_.below(small ? 6 : 60));
     o.vocab = FakeDevice::kVocab;
     o.prefix_cache = rng_.below(4) != 0;
+    o.chunked_prefill = rng_.below(3) != 0;
     return o;
   }
 
@@ -165,10 +166,30 @@ class Sim {
       int logits = 0;
       for (const StepRow& row : plan->rows) logits += row.prompt_logprobs >= 0 ? row.end - row.begin : row.sample ? 1 : 0;
       EXPECT_LE(logits, std::max(options_p_.max_num_seqs, options_d_.max_num_seqs));
+      const EngineOptions& options = &node == &p_ ? options_p_ : options_d_;
+      if (!options.chunked_prefill) verify_whole(*plan, options);
       node.late = rng_.below(2) == 0;
       if (!node.late) node.device.run(*plan, node.result);
       node.in_flight = true;
     }
+  }
+
+  // Without chunks: prompts end in the step that they begin in, apart from decoding sequences, as many as fit or one.
+  static void verify_whole(const StepPlan& plan, const EngineOptions& options) {
+    std::int32_t tokens = 0;
+    int prompts = 0, decodes = 0, cut = 0;
+    for (const StepRow& row : plan.rows) {
+      tokens += row.end - row.begin;
+      // Behind a prefix hit a prompt can be one token long, too.
+      prompts += row.end - row.begin > 1;
+      decodes += row.end - row.begin == 1 && row.begin > 0 && row.prompt_logprobs < 0;
+      cut += row.end != static_cast<std::int32_t>(row.ids->size()) && row.prompt_logprobs < 0;
+    }
+    EXPECT_EQ(cut, 0);
+    if (!options.prefix_cache) {
+      EXPECT_TRUE(prompts == 0 || decodes == 0) << prompts << " prompts beside " << decodes << " decoding sequences";
+    }
+    EXPECT_TRUE(plan.rows.size() == 1 || tokens <= std::max(options.max_num_batched_tokens, options.max_num_seqs)) << tokens << " tokens";
   }
 
   void start_hand_off() {
@@ -388,6 +409,7 @@ TEST(SchedulerSim, NobodyStarves) {
     o.kv_blocks = 14 + static_cast<int>(rng.below(8));  // so few that running ones are preempted, too
     o.max_waiting = 20;
     o.vocab = FakeDevice::kVocab;
+    o.chunked_prefill = seed % 2 == 0;
     Node node(o);
     TimePoint now{};
     const auto add = [&](int priority) {

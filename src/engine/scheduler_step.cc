@@ -42,12 +42,14 @@ const StepPlan* Scheduler::schedule() {
   prefill_tokens_ = 0;
   preempted_now_ = false;
 
-  plan_decodes();
-  tokens_left_ = std::min(tokens_left_, prefill_budget(decode_rows_));
-  for (Sequence* s : running_) {
-    if (!s->in_step) plan_prefill(*s);
+  if (options_.chunked_prefill) {
+    plan_decodes();
+    tokens_left_ = std::min(tokens_left_, prefill_budget(decode_rows_));
+    plan_prefills();
+  } else {
+    plan_prefills();
+    if (plan_.rows.empty()) plan_decodes();
   }
-  if (!preempted_now_) admit_waiting();  // else the blocks that were taken away would go round in a circle
 
   if (plan_.rows.empty()) return nullptr;
   ++plan_.step;
@@ -68,6 +70,13 @@ void Scheduler::plan_decodes() {
   }
 }
 
+void Scheduler::plan_prefills() {
+  for (Sequence* s : running_) {
+    if (!s->in_step && s->remaining() > 1) plan_prefill(*s);
+  }
+  if (!preempted_now_) admit_waiting();  // else the blocks that were taken away would go round in a circle
+}
+
 std::int32_t Scheduler::prefill_budget(int decode_rows) const {
   const std::int64_t step = ns(options_.max_step);
   if (step == 0) return std::numeric_limits<std::int32_t>::max();
@@ -78,8 +87,11 @@ std::int32_t Scheduler::prefill_budget(int decode_rows) const {
 }
 
 void Scheduler::plan_prefill(Sequence& s) {
-  std::int32_t chunk = std::min(s.remaining(), tokens_left_);
-  if (options_.max_chunk > 0) chunk = std::min(chunk, options_.max_chunk);
+  std::int32_t chunk = s.remaining();
+  if (options_.chunked_prefill) {
+    chunk = std::min(chunk, tokens_left_);
+    if (options_.max_chunk > 0) chunk = std::min(chunk, options_.max_chunk);
+  }
   const bool all_logits = s.group->wants_prompt_logprobs && s.computed < s.group->request.n_prompt - 1;
   if (all_logits) chunk = std::min(chunk, logit_rows_left_);
   if (chunk == s.remaining() && logit_rows_left_ == 0) --chunk;  // no logits left to sample from: its last token waits
@@ -91,7 +103,7 @@ void Scheduler::plan_prefill(Sequence& s) {
 }
 
 void Scheduler::admit_waiting() {
-  while (!waiting_.empty() && tokens_left_ > 0) {
+  while (!waiting_.empty() && tokens_left_ > 0 && (options_.chunked_prefill || logit_rows_left_ > 0)) {
     Sequence& s = *waiting_.front();
     if (!admit(s)) return;
     plan_prefill(s);
@@ -109,6 +121,8 @@ bool Scheduler::admit(Sequence& s) {
     chain = std::span(s.chain).first(static_cast<std::size_t>((s.length() - 1) / options_.block_tokens));
     cached = pool_.find(chain, &unheld);
   }
+  const bool alone = plan_.rows.empty();
+  if (!options_.chunked_prefill && !alone && s.length() - cached * options_.block_tokens > tokens_left_) return false;
   const std::int32_t fresh = blocks_for(s.length()) - cached;
   // Each that runs may need one more block soon; to take the last ones would only preempt this one again.
   if (const std::int32_t lacking = fresh + unheld + static_cast<std::int32_t>(running_.size()) - spare(); lacking > 0) {

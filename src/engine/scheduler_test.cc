@@ -85,6 +85,80 @@ TEST_F(SchedulerTest, DecodesFirstThenChunksUpToTheBudget) {
   EXPECT_EQ(step(), (Chunks{1, 1, 1}));
 }
 
+class WholePrompts : public SchedulerTest {
+ protected:
+  static EngineOptions options() {
+    EngineOptions o = small_options();
+    o.chunked_prefill = false;
+    o.max_num_seqs = 3;
+    o.max_chunk = 4;             // neither counts here
+    o.max_step = Duration(100);  // one token's time
+    return o;
+  }
+  WholePrompts() : SchedulerTest(options()) {}
+};
+
+TEST_F(WholePrompts, RunBeforeAnyDecodeStepAndApart) {
+  add(request(10, 20));
+  EXPECT_EQ(step(), (Chunks{10}));
+  EXPECT_EQ(step(), (Chunks{1}));
+  add(request(100, 3, 50));  // longer than max_num_batched_tokens: alone
+  add(request(30, 3, 90));
+  EXPECT_EQ(step(), (Chunks{100}));
+  EXPECT_EQ(step(), (Chunks{30}));
+  EXPECT_EQ(step(), (Chunks{1, 1, 1}));
+  const SeqId late = add(request(5, 2, 130));  // no place for a fourth sequence: the others decode until one ends
+  EXPECT_EQ(step(), (Chunks{1, 1, 1}));
+  EXPECT_EQ(step(), (Chunks{5}));
+  EXPECT_EQ(events<wire::TokenEvent>(late).size(), 1u);
+  EXPECT_EQ(step(), (Chunks{1, 1}));
+}
+
+TEST_F(WholePrompts, SeveralShareAStepInOrderUpToItsTokens) {
+  for (const int length : {30, 30, 5}) add(request(length, 5, 3 * length));  // the third would fit, but the second comes before it
+  add(request(10, 5, 7));
+  EXPECT_EQ(step(), (Chunks{30, 30}));
+  EXPECT_EQ(step(), (Chunks{5}));
+}
+
+TEST_F(WholePrompts, PromptsThatLackBlocksLetOthersDecode) {
+  reset([] {
+    EngineOptions o = options();
+    o.kv_blocks = 10;
+    return o;
+  }());
+  add(request(40, 9));
+  add(request(40, 2, 100));
+  EXPECT_EQ(step(), (Chunks{40}));
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(step(), (Chunks{1})) << i;
+  EXPECT_EQ(step(), (Chunks{40}));
+}
+
+TEST_F(WholePrompts, AreCutOnlyWhereRowsOfLogitsEnd) {
+  reset([] {
+    EngineOptions o = options();
+    o.max_logit_rows = 12;
+    return o;
+  }());
+  auto r = request(30, 2);
+  r.sampling.prompt_logprobs = 2;
+  add(r);
+  add(request(9, 3, 60));
+  EXPECT_EQ(step(), (Chunks{12}));
+  EXPECT_EQ(step(), (Chunks{12}));
+  EXPECT_EQ(step(), (Chunks{6, 9}));
+  EXPECT_EQ(step(), (Chunks{1, 1}));
+}
+
+// Its step is longer than max_step: whoever watches steps is told how long it may be.
+TEST_F(WholePrompts, SayHowLongTheirStepMayTake) {
+  add(request(50, 1));
+  step();
+  add(request(200, 1, 60));
+  ASSERT_NE(scheduler_->schedule(), nullptr);
+  EXPECT_EQ(scheduler_->status().step_expected, Duration(200 * (200 + 50 * 100) / 50));  // what the device took for the first, a token
+}
+
 TEST_F(SchedulerTest, ChunksFollowMeasuredSpeed) {
   EngineOptions o = small_options();
   o.max_num_batched_tokens = 1000;

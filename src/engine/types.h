@@ -19,7 +19,10 @@ struct EngineOptions {
   std::int32_t max_num_batched_tokens = 512;           // of a step; taken as max_num_seqs where it is less
   std::int32_t max_chunk = 0;                          // of one sequence's prompt in one step; 0: no limit of its own
   Duration max_step = std::chrono::milliseconds(100);  // time budget of a step, from measured speed; 0: none
-  std::int32_t max_waiting = 4096;                     // beyond: kResourceExhausted
+  // false: prompts are computed whole, before any decode step and never in one with it, whatever max_step and max_chunk say; several in a
+  // step up to max_num_batched_tokens, a longer one alone. What engines did before there were chunks, and what Baton is compared with.
+  bool chunked_prefill = true;
+  std::int32_t max_waiting = 4096;  // beyond: kResourceExhausted
   std::int32_t max_logit_rows =
       0;  // rows of logits that the executor can give in one step; 0: max_num_seqs. Bounds chunks with prompt_logprobs
   std::int32_t kv_blocks = 0, block_tokens = 0;  // of the pool that the executor computes on
@@ -38,8 +41,9 @@ struct EngineStatus {
   std::uint64_t prefix_queries = 0, prefix_hits = 0;  // in tokens
   bool failed = false;                                // the executor died; nothing runs any more
   Duration step_running{};                            // age of the running step; 0: none runs
-  Duration step_budget{};                             // what it may take: max_step, or what steps took of late, whichever is more
-  bool step_unmeasured = false;                       // the running step is the first of its kind: nobody knows what it takes
+  Duration step_budget{};        // what it may take: max_step, what steps took of late, or step_expected, whichever is most
+  Duration step_expected{};      // of the running step, where max_step does not bound it (whole prompts); 0: nothing is expected
+  bool step_unmeasured = false;  // the running step is the first of its kind: nobody knows what it takes
 };
 
 // A request that has blocks and is not in the hands of a hand-off's ledger.
