@@ -3,14 +3,10 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <numeric>
 
 #include "app/args.h"
-#include "app/bench/load.h"
-#include "app/bench/report.h"
 #include "app/cpus.h"
 #include "app/local_http.h"
 #include "app/options.h"
@@ -204,60 +200,6 @@ TEST(EventSplitter, FindsEventsHoweverTheBytesAreCut) {
       });
     EXPECT_THAT(seen, ElementsAre("{\"a\":1}", "two", "[DONE]")) << step;
   }
-}
-
-// numpy.percentile([1, 2, 3, 4, 10], [50, 90, 99]) = [3, 7.6, 9.76]
-TEST(Report, PercentilesAreNumpys) {
-  const std::vector<double> sorted = {1, 2, 3, 4, 10};
-  EXPECT_DOUBLE_EQ(percentile(sorted, 50), 3);
-  EXPECT_DOUBLE_EQ(percentile(sorted, 90), 7.6);
-  EXPECT_DOUBLE_EQ(percentile(sorted, 99), 9.76);
-}
-
-TEST(Report, DefinitionsAndTable) {
-  std::vector<RequestOutcome> outcomes(3);
-  outcomes[0] = {true, "", 0.0, 0.1, 1.1, {0.5, 0.5}, 10, 3, ""};
-  outcomes[1] = {true, "", 1.0, 0.2, 0.2, {}, 20, 1, ""};
-  outcomes[2].error = "refused";
-  ReportOptions options;
-  options.request_rate = 2;
-  options.goodput_ms = {{"ttft", 150}};
-  const Report r = summarize(outcomes, 2.0, options);
-  EXPECT_EQ(r.completed, 2);
-  EXPECT_EQ(r.failed, 1);
-  EXPECT_DOUBLE_EQ(r.request_throughput, 1.0);
-  EXPECT_DOUBLE_EQ(r.output_throughput, 2.0);
-  EXPECT_DOUBLE_EQ(r.total_throughput, 17.0);
-  EXPECT_DOUBLE_EQ(r.goodput, 0.5);
-  EXPECT_DOUBLE_EQ(r.ms.at("ttft").mean, 150);
-  EXPECT_DOUBLE_EQ(r.ms.at("tpot").mean, 500);  // (1.1 - 0.1) / (3 - 1); the answer of one token has none
-  EXPECT_EQ(r.peak_concurrency, 2);
-  const std::string text = table(r, options);
-  EXPECT_THAT(text, HasSubstr("============ Serving Benchmark Result ============\nSuccessful requests:                     2         \n"));
-  EXPECT_THAT(text, HasSubstr("Request throughput (req/s):              1.00      \n"));
-  EXPECT_THAT(text, HasSubstr("---------------Time to First Token----------------\n"));
-  EXPECT_THAT(text, HasSubstr("-----Time per Output Token (excl. 1st token)------\n"));
-  EXPECT_THAT(text, HasSubstr("Mean TTFT (ms):                          150.00    \n"));
-  EXPECT_TRUE(text.ends_with(std::string(50, '=') + "\n"));
-  EXPECT_TRUE(to_json(r, options).contains("p99_itl_ms"));
-}
-
-TEST(Load, ArrivalsEndAtTheRateAndAreRepeatable) {
-  for (const double burstiness : {0.5, 1.0, 4.0, std::numeric_limits<double>::infinity()}) {
-    const auto times = arrival_times(400, 2.0, burstiness, 7);
-    EXPECT_TRUE(std::is_sorted(times.begin(), times.end()));
-    EXPECT_NEAR(times.back(), 200.0, 1e-9);
-    EXPECT_EQ(times, arrival_times(400, 2.0, burstiness, 7));
-  }
-  EXPECT_EQ(arrival_times(3, 0, 1, 0), std::vector<double>(3, 0.0));
-  // Gaps of a Poisson process: coefficient of variation 1.
-  const auto times = arrival_times(20000, 1.0, 1.0, 3);
-  std::vector<double> gaps(times.size());
-  std::adjacent_difference(times.begin(), times.end(), gaps.begin());
-  const double mean = times.back() / static_cast<double>(times.size());
-  double square = 0;
-  for (const double g : gaps) square += (g - mean) * (g - mean);
-  EXPECT_NEAR(std::sqrt(square / static_cast<double>(gaps.size())) / mean, 1.0, 0.03);
 }
 
 }  // namespace

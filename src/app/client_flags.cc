@@ -18,23 +18,34 @@ void ClientFlags::add_to(CLI::App& app) {
 
 Result<LocalHttp> ClientFlags::open() const {
   BATON_ASSIGN_OR_RETURN(LocalHttp http, base_url.empty() ? LocalHttp::open(host, port) : LocalHttp::open(base_url));
-  const char* key = std::getenv("OPENAI_API_KEY");
-  http.set_api_key(!api_key.empty() || !key ? api_key : key);
+  http.set_api_key(key());
   return http;
+}
+
+std::string ClientFlags::key() const {
+  const char* key = std::getenv("OPENAI_API_KEY");
+  return !api_key.empty() || !key ? api_key : key;
 }
 
 std::string ClientFlags::url() const { return base_url.empty() ? fmt::format("http://{}:{}", host, port) : base_url; }
 
+std::string server_message(std::string_view body) {
+  const auto json = nlohmann::json::parse(body, nullptr, false);
+  const auto error = json.is_object() ? json.find("error") : json.end();
+  if (json.is_object() && error != json.end() && error->is_object()) {
+    const auto message = error->find("message");
+    if (message != error->end() && message->is_string()) return message->get<std::string>();
+  }
+  return std::string(body.substr(0, 500));
+}
+
 Status check_answer(const HttpAnswer& answer, const std::string& what) {
   if (answer.status >= 200 && answer.status < 300) return {};
-  std::string message = answer.body.substr(0, 500);
-  const auto body = nlohmann::json::parse(answer.body, nullptr, false);
-  if (body.is_object() && body.contains("error") && body["error"].is_object()) message = body["error"].value("message", message);
   const Code code = answer.status == 404   ? Code::kNotFound
                     : answer.status == 401 ? Code::kUnauthenticated
                     : answer.status == 503 ? Code::kUnavailable
                                            : Code::kInternal;
-  return Status(code, fmt::format("{}: HTTP {}: {}", what, answer.status, message));
+  return Status(code, fmt::format("{}: HTTP {}: {}", what, answer.status, server_message(answer.body)));
 }
 
 std::optional<std::string> delta_text(const nlohmann::ordered_json& chunk) {

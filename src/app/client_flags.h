@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "app/local_http.h"
 
@@ -20,7 +21,11 @@ struct ClientFlags {
   void add_to(CLI::App& app);
   Result<LocalHttp> open() const;
   std::string url() const;
+  std::string key() const;  // --api-key, else OPENAI_API_KEY, else ""
 };
+
+// What the body of an error, or an error event of a stream, says: its `error.message`, else the beginning of the body itself.
+std::string server_message(std::string_view body);
 
 // A status other than 2xx as an error that carries the server's own message.
 Status check_answer(const HttpAnswer& answer, const std::string& what);

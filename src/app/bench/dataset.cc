@@ -2,145 +2,151 @@
 
 #include <spdlog/fmt/fmt.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
-#include <sstream>
 
-#include "app/paths.h"
-#include "base/rng.h"
+#include "app/bench/rows.h"
 
 namespace baton::app {
-
-extern const char kLengths200[];  // bench/lengths_200.csv, generated into the build
-
 namespace {
 
-using Json = nlohmann::json;
-
-// Drawn ids of a given length; as text where the endpoint takes only text.
-Status draw_prompt(Rng& rng, const DatasetFlags& flags, const text::Tokenizer* tokenizer, bool as_text, const std::vector<TokenId>& prefix,
-                   std::int64_t length, BenchRequest& out) {
-  const std::int64_t vocab = tokenizer ? tokenizer->vocab_size() : flags.vocab_size;
-  std::vector<TokenId> ids = prefix;
-  while (static_cast<std::int64_t>(ids.size()) < length + static_cast<std::int64_t>(prefix.size())) {
-    const auto id = static_cast<TokenId>(rng.below(static_cast<std::uint64_t>(vocab)));
-    if (tokenizer && tokenizer->is_special(id)) continue;
-    ids.push_back(id);
-  }
-  out.input_tokens = static_cast<std::int64_t>(ids.size());
-  if (!as_text) {
-    out.ids = std::move(ids);
-    return {};
-  }
-  if (!tokenizer) return Status(Code::kInvalidArgument, "drawn prompts on the chat endpoint need the model's tokenizer: --tokenizer MODEL");
-  out.prompt = tokenizer->decode(ids, true);
-  return {};
-}
-
-Result<std::vector<BenchRequest>> load_random(const DatasetFlags& flags, const text::Tokenizer* tokenizer, bool as_text) {
+Requests load_random(const DatasetFlags& flags, const PromptMaker& maker) {
   Rng rng(flags.seed, 1);
   std::vector<TokenId> prefix;
-  for (std::int64_t i = 0; i < flags.random_prefix_len; ++i)
-    prefix.push_back(static_cast<TokenId>(rng.below(static_cast<std::uint64_t>(tokenizer ? tokenizer->vocab_size() : flags.vocab_size))));
+  maker.draw(rng, flags.random_prefix_len, prefix);
   const auto length = [&](std::int64_t mean) {
     const auto low = static_cast<std::int64_t>(std::floor(static_cast<double>(mean) * (1 - flags.random_range_ratio)));
     const auto high = static_cast<std::int64_t>(std::ceil(static_cast<double>(mean) * (1 + flags.random_range_ratio)));
     return std::max<std::int64_t>(1, low + static_cast<std::int64_t>(rng.below(static_cast<std::uint64_t>(high - low + 1))));
   };
-  std::vector<BenchRequest> out(static_cast<std::size_t>(flags.num_prompts));
-  for (BenchRequest& request : out) {
-    BATON_RETURN_IF_ERROR(draw_prompt(rng, flags, tokenizer, as_text, prefix, length(flags.random_input_len), request));
-    request.output_tokens = length(flags.random_output_len);
-  }
-  return out;
-}
-
-// CSV rows input_len,output_len under a header line.
-Result<std::vector<BenchRequest>> load_lengths(const DatasetFlags& flags, const text::Tokenizer* tokenizer, bool as_text) {
-  std::string text = kLengths200;
-  if (!flags.path.empty()) {
-    BATON_ASSIGN_OR_RETURN(text, read_text_file(flags.path));
-  }
-  Rng rng(flags.seed, 2);
-  std::istringstream in(text);
-  std::string line;
-  std::getline(in, line);
   std::vector<BenchRequest> out;
-  for (int number = 2; std::getline(in, line) && static_cast<std::int64_t>(out.size()) < flags.num_prompts; ++number) {
-    if (line.empty()) continue;
-    long long input = 0, output = 0;
-    if (std::sscanf(line.c_str(), "%lld,%lld", &input, &output) != 2 || input < 1 || output < 1)
-      return Status(Code::kInvalidArgument, fmt::format("{}:{}: expected input_len,output_len, got `{}`", flags.path, number, line));
-    BenchRequest request;
-    BATON_RETURN_IF_ERROR(draw_prompt(rng, flags, tokenizer, as_text, {}, input, request));
-    request.output_tokens = output;
+  for (std::int64_t i = 0; i < flags.num_prompts; ++i) {
+    std::vector<TokenId> ids = prefix;
+    maker.draw(rng, length(flags.random_input_len), ids);
+    BATON_ASSIGN_OR_RETURN(BenchRequest request, maker.request(std::move(ids), length(flags.random_output_len)));
     out.push_back(std::move(request));
   }
   return out;
 }
 
-// The first two turns of each conversation, under vLLM's filter.
-Result<std::vector<BenchRequest>> load_sharegpt(const DatasetFlags& flags, const text::Tokenizer* tokenizer) {
-  if (!tokenizer)
-    return Status(Code::kInvalidArgument, "--dataset-name sharegpt needs the model's tokenizer to measure lengths: --tokenizer MODEL");
-  BATON_ASSIGN_OR_RETURN(const std::string text, read_text_file(flags.path));
-  const Json data = Json::parse(text, nullptr, false);
-  if (!data.is_array()) return Status(Code::kInvalidArgument, flags.path + ": expected a JSON list of conversations");
-  std::vector<std::pair<std::string, std::string>> pairs;
-  for (const Json& entry : data) {
-    const auto turns = entry.is_object() ? entry.find("conversations") : entry.end();
-    if (!entry.is_object() || turns == entry.end() || !turns->is_array() || turns->size() < 2) continue;
-    pairs.emplace_back((*turns)[0].value("value", ""), (*turns)[1].value("value", ""));
-  }
-  Rng rng(flags.seed, 3);
-  for (std::size_t i = pairs.size(); i > 1; --i) std::swap(pairs[i - 1], pairs[rng.below(i)]);
+Requests load_lengths(const DatasetFlags& flags, const PromptMaker& maker) {
+  BATON_ASSIGN_OR_RETURN(Lines lines, Lines::open(flags.path, kLengths200));
+  BATON_ASSIGN_OR_RETURN(const Columns columns, Columns::read(lines, {"input_len", "output_len"}));
+  Rng rng(flags.seed, 2);
   std::vector<BenchRequest> out;
-  for (auto& [prompt, answer] : pairs) {
-    if (static_cast<std::int64_t>(out.size()) >= flags.num_prompts) break;
-    const auto in = tokenizer->encode(prompt, true), reply = tokenizer->encode(answer, false);
-    if (!in.ok() || !reply.ok()) continue;
-    const auto n = static_cast<std::int64_t>(in->size());
-    const auto m = flags.sharegpt_output_len > 0 ? flags.sharegpt_output_len : static_cast<std::int64_t>(reply->size());
-    if (n < 4 || m < 4 || n > 1024 || n + m > 2048) continue;
-    out.push_back({prompt, {}, n, m});
+  while (static_cast<std::int64_t>(out.size()) < flags.num_prompts && lines.next()) {
+    BATON_ASSIGN_OR_RETURN(const auto cells, columns.cells(lines));
+    BATON_ASSIGN_OR_RETURN(const std::int64_t input, lines.tokens(cells[0], "input_len"));
+    BATON_ASSIGN_OR_RETURN(const std::int64_t output, lines.tokens(cells[1], "output_len"));
+    std::vector<TokenId> ids;
+    maker.draw(rng, input, ids);
+    BATON_ASSIGN_OR_RETURN(BenchRequest request, maker.request(std::move(ids), output));
+    out.push_back(std::move(request));
   }
-  if (out.empty()) return Status(Code::kInvalidArgument, flags.path + ": no conversation passes the length filter");
   return out;
 }
 
-// JSON lines {"prompt": "...", "output_tokens": N}.
-Result<std::vector<BenchRequest>> load_custom(const DatasetFlags& flags) {
-  BATON_ASSIGN_OR_RETURN(const std::string text, read_text_file(flags.path));
-  std::istringstream in(text);
-  std::string line;
+// vLLM's choice: rows of GPT-4 that have an answer, in drawn order; request i is the ids i, i+1, ... A row may be drawn again only where
+// there are fewer than asked for.
+Requests load_burstgpt(const DatasetFlags& flags, const PromptMaker& maker) {
+  BATON_ASSIGN_OR_RETURN(Lines lines, Lines::open(flags.path));
+  BATON_ASSIGN_OR_RETURN(const Columns columns, Columns::read(lines, {"Model", "Request tokens", "Response tokens"}));
+  std::vector<std::pair<std::int64_t, std::int64_t>> rows;
+  while (lines.next()) {
+    BATON_ASSIGN_OR_RETURN(const auto cells, columns.cells(lines));
+    if (cells[0] != "GPT-4" || cells[1] == "0" || cells[2] == "0") continue;
+    BATON_ASSIGN_OR_RETURN(const std::int64_t input, lines.tokens(cells[1], "Request tokens"));
+    BATON_ASSIGN_OR_RETURN(const std::int64_t output, lines.tokens(cells[2], "Response tokens"));
+    rows.emplace_back(input, output);
+  }
+  if (rows.empty()) return Status(Code::kInvalidArgument, flags.path + ": no row of the model GPT-4 has an answer");
+  Rng rng(flags.seed, 5);
+  const auto wanted = static_cast<std::size_t>(flags.num_prompts);
   std::vector<BenchRequest> out;
-  for (int number = 1; std::getline(in, line) && static_cast<std::int64_t>(out.size()) < flags.num_prompts; ++number) {
-    if (line.empty()) continue;
-    const Json row = Json::parse(line, nullptr, false);
-    if (!row.is_object() || !row.contains("prompt") || !row["prompt"].is_string())
-      return Status(Code::kInvalidArgument, fmt::format("{}:{}: expected an object with a string `prompt`", flags.path, number));
-    std::int64_t output = flags.custom_output_len;
-    if (output < 0) {
-      output = row.value("output_tokens", std::int64_t{0});
-      if (output < 1)
-        return Status(Code::kInvalidArgument,
-                      fmt::format("{}:{}: --custom-output-len -1 wants `output_tokens` in each row", flags.path, number));
+  for (std::size_t i = 0; i < wanted; ++i) {
+    std::size_t row = rng.below(rows.size());
+    if (wanted <= rows.size()) {  // without replacement: the first `i` are taken
+      row = i + rng.below(rows.size() - i);
+      std::swap(rows[i], rows[row]);
+      row = i;
     }
-    out.push_back({row["prompt"].get<std::string>(), {}, 0, output});
+    std::vector<TokenId> ids(static_cast<std::size_t>(rows[row].first));
+    for (std::size_t j = 0; j < ids.size(); ++j) ids[j] = static_cast<TokenId>((i + j) % static_cast<std::size_t>(maker.vocab_size()));
+    BATON_ASSIGN_OR_RETURN(BenchRequest request, maker.request(std::move(ids), rows[row].second));
+    out.push_back(std::move(request));
   }
   return out;
 }
 
 }  // namespace
 
-Result<std::vector<BenchRequest>> load_dataset(const DatasetFlags& flags, const text::Tokenizer* tokenizer, bool as_text) {
-  if ((flags.name == "sharegpt" || flags.name == "custom") && flags.path.empty())
+bool DatasetFlags::is_trace() const { return name == "azure" || name == "mooncake" || name == "timed_trace"; }
+
+bool DatasetFlags::wants_full_answers() const { return name == "random" || name == "lengths" || is_trace(); }
+
+void DatasetFlags::add_to(CLI::App& app) {
+  const auto add = [&](const char* names, auto& field, const char* text) {
+    return app.add_option(names, field, text)->capture_default_str()->group("Dataset");
+  };
+  const CLI::Range length(1, 1'000'000), length_or_none(0, 1'000'000);
+  add("--dataset-name", name,
+      "random; lengths (CSV input_len,output_len; without a path 200 ShareGPT-like pairs); sharegpt; sonnet; burstgpt; custom (JSON "
+      "lines); "
+      "traces with their own times: azure, mooncake (or timed_trace), without a path the first minutes of each")
+      ->check(CLI::IsMember({"random", "lengths", "sharegpt", "sonnet", "burstgpt", "custom", "azure", "mooncake", "timed_trace"}));
+  app.add_option("--dataset-path", path, "its file")->group("Dataset");
+  add("--num-prompts", num_prompts, "requests to send, at most")->check(CLI::Range(1, 10'000'000));
+  add("--seed", seed, "of prompts and arrivals");
+  add("--random-input-len", random_input_len, "mean prompt length of random")->check(length);
+  add("--random-output-len", random_output_len, "mean answer length of random")->check(length);
+  add("--random-range-ratio", random_range_ratio, "lengths are uniform in mean * (1 +- this)")->check(CLI::Range(0.0, 0.999));
+  add("--random-prefix-len", random_prefix_len, "tokens that all random prompts share, before the rest")->check(length_or_none);
+  app.add_option("--sharegpt-output-len", sharegpt_output_len, "answer length instead of the conversation's")
+      ->check(length)
+      ->group("Dataset");
+  add("--sonnet-input-len", sonnet_input_len, "prompt length of sonnet, at most")->check(length);
+  add("--sonnet-output-len", sonnet_output_len, "its answer length")->check(length);
+  add("--sonnet-prefix-len", sonnet_prefix_len, "about so many of its tokens are the same lines in all prompts")->check(length_or_none);
+  add("--custom-output-len", custom_output_len, "answer length of custom; -1: each row's output_tokens")->check(CLI::Range(-1, 1'000'000));
+  app.add_flag("--skip-chat-template,--custom-skip-chat-template", skip_chat_template, "custom prompts go to /v1/completions as they are")
+      ->group("Dataset");
+  app.add_option_function<std::int64_t>(
+         "--input-len", [this](std::int64_t n) { random_input_len = n; }, "the same as --random-input-len")
+      ->check(length)
+      ->group("Dataset");
+  app.add_option_function<std::int64_t>(
+         "--output-len", [this](std::int64_t n) { random_output_len = sharegpt_output_len = custom_output_len = n; },
+         "answer length of random, sharegpt and custom")
+      ->check(length)
+      ->group("Dataset");
+  add("--trace-scale", trace_scale, "a trace's clock runs so many times as fast")->check(CLI::Range(1e-6, 1e6));
+  add("--trace-start", trace_start_s, "seconds of the trace to skip")->check(CLI::NonNegativeNumber);
+  app.add_option("--trace-duration", trace_duration_s, "seconds of the trace to replay (default: to its end)")
+      ->check(CLI::PositiveNumber)
+      ->group("Dataset");
+  app.add_option("--trace-max-len", trace_max_len, "leave out requests of a trace with more prompt and answer tokens together")
+      ->check(length)
+      ->group("Dataset");
+  add("--vocab-size", vocab_size, "ids to draw from where no tokenizer is known")->check(CLI::Range(1, 10'000'000));
+}
+
+Result<std::vector<BenchRequest>> load_dataset(const DatasetFlags& flags, const text::Tokenizer* tokenizer, bool as_text,
+                                               const text::ChatTemplate* chat_template) {
+  if (flags.path.empty() && (flags.name == "sharegpt" || flags.name == "custom" || flags.name == "burstgpt"))
     return Status(Code::kInvalidArgument, fmt::format("--dataset-name {} needs --dataset-path", flags.name));
-  Result<std::vector<BenchRequest>> out = flags.name == "random"     ? load_random(flags, tokenizer, as_text)
-                                          : flags.name == "lengths"  ? load_lengths(flags, tokenizer, as_text)
-                                          : flags.name == "sharegpt" ? load_sharegpt(flags, tokenizer)
-                                                                     : load_custom(flags);
+  if (!flags.path.empty() && flags.name == "random")
+    return Status(Code::kInvalidArgument,
+                  "--dataset-path: random reads no file; say what the file is with --dataset-name (sharegpt, custom, ...)");
+  const PromptMaker maker(flags, tokenizer, as_text);
+  Requests out = flags.name == "random"     ? load_random(flags, maker)
+                 : flags.name == "lengths"  ? load_lengths(flags, maker)
+                 : flags.name == "burstgpt" ? load_burstgpt(flags, maker)
+                 : flags.name == "sharegpt" ? load_sharegpt(flags, tokenizer)
+                 : flags.name == "sonnet"   ? load_sonnet(flags, tokenizer, chat_template, as_text)
+                 : flags.name == "azure"    ? load_azure(flags, maker)
+                 : flags.is_trace()         ? load_mooncake(flags, maker)
+                                            : load_custom(flags, tokenizer, chat_template, as_text);
   if (out.ok() && out->empty()) return Status(Code::kInvalidArgument, "the dataset is empty");
   return out;
 }

@@ -2,34 +2,19 @@
 
 #include <spdlog/fmt/fmt.h>
 
-#include <cmath>
+#include <algorithm>
+#include <csignal>
 #include <deque>
 #include <memory>
 
+#include "app/bench/json_field.h"
+#include "app/client_flags.h"
 #include "app/local_http.h"
-#include "base/rng.h"
 
 namespace baton::app {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-double normal(Rng& rng) {
-  const double u = 1.0 - rng.uniform(), v = rng.uniform();
-  return std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * v);
-}
-
-// Gamma(shape, 1) after Marsaglia and Tsang, "A simple method for generating gamma variables" (2000).
-double gamma(Rng& rng, double shape) {
-  if (shape < 1) return gamma(rng, shape + 1) * std::pow(1.0 - rng.uniform(), 1 / shape);
-  const double d = shape - 1.0 / 3, c = 1 / std::sqrt(9 * d);
-  for (;;) {
-    const double x = normal(rng), t = 1 + c * x;
-    if (t <= 0) continue;
-    const double v = t * t * t, u = 1.0 - rng.uniform();
-    if (std::log(u) < 0.5 * x * x + d - d * v + d * std::log(v)) return d * v;
-  }
-}
 
 class Load {
  public:
@@ -42,11 +27,16 @@ class Load {
 
   LoadResult run() {
     result_.outcomes.resize(requests_.size());
-    const auto arrivals = arrival_times(requests_.size(), options_.request_rate, options_.burstiness, options_.seed);
+    if (options_.stop_on_signals) loop_.on_signals({SIGINT, SIGTERM}, [this](int) { interrupt(); });
+    const std::vector<double> times = planned_times(requests_, options_);
     start_ = loop_.clock().now();
-    for (std::size_t i = 0; i < requests_.size(); ++i)
-      loop_.after(Duration(static_cast<std::int64_t>(arrivals[i] * 1e6)), [this, i] { arrive(i); });
+    for (std::size_t i = 0; i < requests_.size(); ++i) {
+      const Duration at(static_cast<std::int64_t>(times[i] * 1e6));
+      flights_[i].due = start_ + at;
+      loop_.after(at, [this, i] { arrive(i); });
+    }
     loop_.run();
+    if (result_.interrupted) keep_ended();
     return std::move(result_);
   }
 
@@ -54,12 +44,26 @@ class Load {
   struct Flight {
     std::unique_ptr<net::HttpCall> call;
     EventSplitter splitter;
-    TimePoint sent{}, last{};
+    TimePoint due{}, sent{}, last{};
     int status = 0;
-    bool any = false, done = false;
+    bool any = false, done = false, ended = false;
     std::int64_t chunks = 0;
     std::string error_body;
   };
+
+  void interrupt() {
+    result_.interrupted = true;
+    result_.duration = to_seconds(loop_.clock().now() - start_);
+    for (Flight& flight : flights_) flight.call.reset();
+    loop_.stop();
+  }
+
+  void keep_ended() {
+    std::vector<RequestOutcome> ended;
+    for (std::size_t i = 0; i < flights_.size(); ++i)
+      if (flights_[i].ended) ended.push_back(std::move(result_.outcomes[i]));
+    result_.outcomes = std::move(ended);
+  }
 
   void arrive(std::size_t i) {
     if (options_.max_concurrency > 0 && open_ >= options_.max_concurrency) {
@@ -94,14 +98,18 @@ class Load {
     request.host = options_.host;
     request.port = options_.port;
     request.target = options_.endpoint;
-    request.headers.add("Content-Type", "application/json");
     request.headers.add("x-request-id", options_.request_id_prefix + std::to_string(i));
-    if (!options_.api_key.empty()) request.headers.add("Authorization", "Bearer " + options_.api_key);
+    for (const auto& [name, value] : options_.headers)
+      if (request.headers.get(name).empty()) request.headers.add(name, value);
+    if (request.headers.get("Content-Type").empty()) request.headers.add("Content-Type", "application/json");
+    if (!options_.api_key.empty() && request.headers.get("Authorization").empty())
+      request.headers.add("Authorization", "Bearer " + options_.api_key);
     request.connect_timeout = std::chrono::seconds(60);
     request.idle_timeout = options_.timeout;
     request.body = body(requests_[i]);
     flight.sent = loop_.clock().now();
     result_.outcomes[i].start = to_seconds(flight.sent - start_);
+    result_.outcomes[i].queued = to_seconds(std::max(Duration(0), flight.sent - flight.due));
     result_.outcomes[i].input_tokens = requests_[i].input_tokens;
     flight.call = client_->call(std::move(request),
                                 {[&flight](int status, const net::Headers&) { flight.status = status; },
@@ -130,15 +138,15 @@ class Load {
     const TimePoint now = loop_.clock().now();
     const Json chunk = Json::parse(event, nullptr, false);
     if (!chunk.is_object() || chunk.contains("error")) {
-      out.error = std::string(event.substr(0, 300));
+      out.error = server_message(event);
       return;
     }
     if (const auto usage = chunk.find("usage"); usage != chunk.end() && usage->is_object()) {
-      out.output_tokens = usage->value("completion_tokens", std::int64_t{0});
-      out.input_tokens = usage->value("prompt_tokens", out.input_tokens);
+      out.output_tokens = integer_field(*usage, "completion_tokens").value_or(0);
+      out.input_tokens = integer_field(*usage, "prompt_tokens").value_or(out.input_tokens);
     }
     const auto choices = chunk.find("choices");
-    if (choices == chunk.end() || choices->empty()) return;
+    if (choices == chunk.end() || !choices->is_array() || choices->empty()) return;
     if (!flight.any) {
       flight.any = true;
       out.ttft = to_seconds(now - flight.sent);
@@ -148,9 +156,7 @@ class Load {
     flight.last = now;
     ++flight.chunks;
     out.latency = to_seconds(now - flight.sent);
-    if (!options_.keep_texts) return;
-    const Json& choice = (*choices)[0];
-    out.text += choice.contains("text") ? choice.value("text", "") : choice.contains("delta") ? choice["delta"].value("content", "") : "";
+    if (options_.keep_texts) out.text += text_field((*choices)[0], "text") + delta_text(chunk).value_or("");
   }
 
   void on_done(std::size_t i, const Status& status) {
@@ -159,12 +165,13 @@ class Load {
     if (!status.ok()) {
       out.error = status.to_string();
     } else if (flight.status != 200) {
-      out.error = fmt::format("HTTP {}: {}", flight.status, flight.error_body);
+      out.error = fmt::format("HTTP {}: {}", flight.status, server_message(flight.error_body));
     } else if (out.error.empty() && (!flight.any || !flight.done)) {
       out.error = "the stream ended early";
     }
     out.ok = out.error.empty();
     if (out.output_tokens == 0) out.output_tokens = flight.chunks;  // a server without the usage chunk
+    flight.ended = true;
     --open_;
     ++completed_;
     result_.duration = to_seconds(loop_.clock().now() - start_);
@@ -192,14 +199,12 @@ class Load {
 
 }  // namespace
 
-std::vector<double> arrival_times(std::size_t n, double rate, double burstiness, std::uint64_t seed) {
-  std::vector<double> times(n, 0.0);
-  if (rate <= 0 || n == 0) return times;
-  Rng rng(seed, 4);
-  double sum = 0;
-  for (double& t : times) t = sum += std::isinf(burstiness) ? 1.0 : gamma(rng, burstiness);
-  const double scale = static_cast<double>(n) / rate / sum;
-  for (double& t : times) t *= scale;
+std::vector<double> planned_times(const std::vector<BenchRequest>& requests, const LoadOptions& options) {
+  const std::size_t n = requests.size();
+  if (options.ramp_up) return ramp_up_times(n, *options.ramp_up, options.burstiness, options.seed);
+  std::vector<double> times = arrival_times(n, options.request_rate, options.burstiness, options.seed, options.arrival);
+  if (options.request_rate > 0) return times;
+  for (std::size_t i = 0; i < n; ++i) times[i] = std::max(0.0, requests[i].arrival_s);
   return times;
 }
 

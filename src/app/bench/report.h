@@ -10,7 +10,7 @@
 
 namespace baton::app {
 
-// One request as the client saw it; times in seconds since the benchmark began.
+// One request as the client saw it; times in seconds, `start` since the benchmark began.
 struct RequestOutcome {
   bool ok = false;
   std::string error;
@@ -18,14 +18,18 @@ struct RequestOutcome {
   std::vector<double> itl;                  // gaps between successive chunks with choices
   std::int64_t input_tokens = 0, output_tokens = 0;
   std::string text;
+  double queued = 0;  // from when it was due to when it was sent: what --max-concurrency made it wait
 };
+
+// The last two are there only with a limit of concurrency, the last one only with a finite rate, too; as in vLLM.
+inline constexpr const char* kMetrics[] = {"ttft", "tpot", "itl", "e2el", "client_queue_time", "e2el_including_client_queue"};
 
 struct ReportOptions {
   std::vector<double> percentiles = {99};
-  std::vector<std::string> metrics = {"ttft", "tpot", "itl"};
-  std::map<std::string, double> goodput_ms;  // ttft, tpot, e2el -> limit
-  double request_rate = 0;                   // 0: infinite
-  std::int64_t max_concurrency = 0;          // 0: unlimited
+  std::vector<std::string> metrics = {"ttft", "tpot", "itl"};  // of kMetrics; table shows them in that order
+  std::map<std::string, double> goodput_ms;                    // ttft, tpot, e2el -> limit
+  double request_rate = 0;                                     // 0: infinite
+  std::int64_t max_concurrency = 0;                            // 0: unlimited
 };
 
 struct Report {
@@ -37,10 +41,15 @@ struct Report {
     double mean = 0, median = 0, std = 0;
     std::vector<double> percentiles;
   };
-  std::map<std::string, Summary> ms;  // ttft, tpot, itl, e2el
+  std::map<std::string, Summary> ms;  // of kMetrics, those that there are
+  // Kinds of failures and how often: messages that differ in nothing but numbers and ids are one kind, told in the words of its first.
+  // The most frequent first.
+  std::vector<std::pair<std::string, std::int64_t>> errors;
 };
 
 Report summarize(const std::vector<RequestOutcome>& outcomes, double duration, const ReportOptions& options);
+// What failed, for printing before the table; "" if nothing did.
+std::string error_summary(const Report& report);
 std::string table(const Report& report, const ReportOptions& options);
 nlohmann::ordered_json to_json(const Report& report, const ReportOptions& options);
 
