@@ -1,0 +1,181 @@
+#include "app/bench/compare/campaign.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/status.h"
+
+namespace baton::app {
+
+namespace {
+
+constexpr double kGrowth = 0.05;
+constexpr double kWarmShare = 0.25;
+
+}  // namespace
+
+KeptUp kept_up(const std::vector<RequestOutcome>& outcomes, double rate, double duration) {
+  KeptUp out{rate, 0, false};
+  double last = 0;
+  std::size_t ok = 0;
+  for (const RequestOutcome& o : outcomes) {
+    last = std::max(last, o.start);
+    ok += o.ok;
+  }
+  const double from = last * kWarmShare;
+  if (rate <= 0 || last <= 0) {
+    out.completed = duration > 0 ? static_cast<double>(ok) / duration : 0;
+    return out;
+  }
+  double came = 0, went = 0;
+  for (const RequestOutcome& o : outcomes) {
+    const double end = o.start + o.latency;
+    came += o.start > from;
+    went += o.ok && end > from && end <= last;
+  }
+  out.completed = went / (last - from);
+  out.sustained = ok == outcomes.size() && came - went <= std::max(1.0, kGrowth * came);
+  return out;
+}
+
+std::optional<double> SaturationSearch::next() const {
+  if (probes_.empty()) return 0.0;
+  if (static_cast<int>(probes_.size()) >= options_.probes_max || bracketed()) return std::nullopt;
+  if (low_ > 0 && high_ > 0) return std::sqrt(low_ * high_);
+  if (low_ > 0) return low_ * options_.stride;
+  if (high_ > 0) {  // what it completed when it had too much is near what it can
+    const double next = std::clamp(completed_at_high_, high_ / 4, high_ / options_.stride);
+    return next;
+  }
+  return probes_.front().completed > 0 ? std::optional<double>(probes_.front().completed) : std::nullopt;
+}
+
+void SaturationSearch::on_probe(const KeptUp& probe) {
+  probes_.push_back(probe);
+  if (probe.rate <= 0) return;
+  if (probe.sustained) {
+    low_ = std::max(low_, probe.rate);
+  } else if (high_ == 0 || probe.rate < high_) {
+    high_ = probe.rate;
+    completed_at_high_ = probe.completed;
+  }
+}
+
+double SaturationSearch::saturation() const {
+  if (low_ > 0) return low_;
+  if (high_ > 0) return completed_at_high_;
+  return probes_.empty() ? 0 : probes_.front().completed;
+}
+
+Campaign::Campaign(const CampaignOptions& options)
+    : options_(options), searches_(options.arms, SaturationSearch(options.search)), failures_(options.arms), rate_(options.rate) {}
+
+std::optional<Step> Campaign::search_step() {
+  if (options_.rate > 0) return std::nullopt;
+  for (std::size_t arm = 0; arm < options_.arms; ++arm) {
+    if (!failures_[arm].empty()) continue;
+    if (const auto rate = searches_[arm].next()) return Step{Purpose::kSearch, arm, *rate, 0, false};
+  }
+  return std::nullopt;
+}
+
+// Each repeat has all arms, in an order that begins with another arm each time: what drifts befalls all alike.
+void Campaign::plan_repeats() {
+  for (int repeat = 0; repeat < options_.repeats; ++repeat)
+    for (std::size_t i = 0; i < options_.arms; ++i)
+      queue_.push_back({Purpose::kMeasure, (i + static_cast<std::size_t>(repeat)) % options_.arms, rate_, repeat, true});
+}
+
+void Campaign::plan_sweep() {
+  if (!options_.sweep) return;
+  std::vector<double> rates = options_.sweep_rates;
+  if (rates.empty()) {
+    double top = options_.rate;
+    if (top <= 0)
+      for (const SaturationSearch& search : searches_) top = std::max(top, search.saturation());
+    for (const double share : kSweepShares) rates.push_back(share * top);
+  }
+  std::ranges::sort(rates);
+  for (std::size_t arm = 0; arm < options_.arms; ++arm)
+    for (const double rate : rates) queue_.push_back({Purpose::kSweep, arm, rate, 0, false});
+}
+
+std::optional<Step> Campaign::next() {
+  if (current_) return current_;
+  current_ = search_step();
+  if (!current_) {
+    if (!planned_) {
+      planned_ = true;
+      for (std::size_t arm = 0; arm < options_.arms && rate_ <= 0; ++arm)
+        if (failures_[arm].empty()) rate_ = options_.overload * searches_[arm].saturation();
+      if (rate_ > 0) {
+        plan_repeats();
+        plan_sweep();
+      }
+    }
+    while (at_ < queue_.size() && !failures_[queue_[at_].arm].empty()) ++at_;
+    if (at_ == queue_.size()) return std::nullopt;
+    current_ = queue_[at_++];
+  }
+  current_->fresh = current_->fresh || !last_ || last_->arm != current_->arm || last_->purpose != current_->purpose;
+  return current_;
+}
+
+void Campaign::on_run(const KeptUp& run) {
+  BATON_CHECK(current_);
+  if (current_->purpose == Purpose::kSearch) {
+    searches_[current_->arm].on_probe(run);
+    if (run.completed <= 0 && searches_[current_->arm].saturation() <= 0) failures_[current_->arm] = "no request succeeded";
+  }
+  last_ = std::exchange(current_, std::nullopt);
+}
+
+void Campaign::on_failure(std::string why) {
+  BATON_CHECK(current_);
+  failures_[current_->arm] = why.empty() ? "it failed" : std::move(why);
+  last_.reset();
+  current_.reset();
+}
+
+double Campaign::seconds_of(std::size_t arm, double rate, std::size_t requests) const {
+  const double can = options_.rate > 0 ? 0 : searches_[arm].saturation();
+  const double speed = rate > 0 && can > 0 ? std::min(rate, can) : std::max(rate, can);
+  return speed > 0 ? static_cast<double>(requests) / speed : -1;
+}
+
+Campaign::Estimate Campaign::left(std::size_t requests, double seconds_per_start) const {
+  Estimate out;
+  double seconds = 0;
+  bool known = true;
+  const auto add = [&](std::size_t arm, double rate, int runs, int starts) {
+    const double one = seconds_of(arm, rate, requests);
+    out.runs += runs;
+    known = known && one >= 0;
+    seconds += runs * one + starts * seconds_per_start;
+  };
+  // An arm of which nothing is known yet is thought to be as fast as the first of which something is.
+  std::size_t like = 0;
+  while (like + 1 < options_.arms && searches_[like].saturation() <= 0) ++like;
+  const auto model = [&](std::size_t arm) { return searches_[arm].saturation() > 0 ? arm : like; };
+  for (std::size_t arm = 0; arm < options_.arms; ++arm) {
+    if (!failures_[arm].empty()) continue;
+    if (options_.rate <= 0 && searches_[arm].next())
+      add(model(arm), 0, std::max(1, kProbesUsual - static_cast<int>(searches_[arm].probes().size())), 1);
+    if (planned_) continue;
+    add(model(arm), rate_ > 0 ? rate_ : options_.overload * searches_[like].saturation(), options_.repeats, options_.repeats);
+    if (!options_.sweep) continue;
+    if (options_.sweep_rates.empty()) {
+      for (const double share : kSweepShares)
+        add(model(arm), share * (options_.rate > 0 ? options_.rate : searches_[like].saturation()), 1, 0);
+    } else {
+      for (const double rate : options_.sweep_rates) add(model(arm), rate, 1, 0);
+    }
+  }
+  for (std::size_t i = at_; i < queue_.size(); ++i)
+    if (failures_[queue_[i].arm].empty()) add(queue_[i].arm, queue_[i].rate, 1, queue_[i].fresh);
+  if (current_ && current_->purpose != Purpose::kSearch) add(current_->arm, current_->rate, 1, current_->fresh);
+  out.seconds = known ? seconds : -1;
+  return out;
+}
+
+}  // namespace baton::app

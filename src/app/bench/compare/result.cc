@@ -1,0 +1,132 @@
+#include "app/bench/compare/result.h"
+
+#include <algorithm>
+#include <set>
+
+namespace baton::app {
+namespace {
+
+ReportOptions report_options(const std::map<std::string, double>& goodput_ms) {
+  ReportOptions options;
+  options.percentiles.assign(std::begin(kComparePercentiles), std::end(kComparePercentiles));
+  options.goodput_ms = goodput_ms;
+  return options;
+}
+
+const Report::Summary& ttft(const Report& r) { return r.ms.at("ttft"); }
+const Report::Summary& tpot(const Report& r) { return r.ms.at("tpot"); }
+const Report::Summary& itl(const Report& r) { return r.ms.at("itl"); }
+
+}  // namespace
+
+ArmRun make_run(const Step& step, std::vector<RequestOutcome> outcomes, double duration, const std::vector<std::string>& kinds,
+                const std::map<std::string, double>& goodput_ms) {
+  ArmRun run;
+  run.purpose = step.purpose;
+  run.rate = step.rate;
+  run.repeat = step.repeat;
+  run.kept_up = kept_up(outcomes, step.rate, duration);
+  const ReportOptions options = report_options(goodput_ms);
+  run.report = summarize(outcomes, duration, options);
+  const std::set<std::string> distinct(kinds.begin(), kinds.end());
+  if (distinct.size() > 1) {
+    for (const std::string& kind : distinct) {
+      std::vector<RequestOutcome> some;
+      for (std::size_t i = 0; i < outcomes.size(); ++i)
+        if (kinds[i] == kind) some.push_back(outcomes[i]);
+      run.by_kind[kind] = summarize(some, duration, options);
+    }
+  }
+  for (const RequestOutcome& o : outcomes)
+    if (!o.ok) ++run.errors[o.error];
+  run.outcomes = std::move(outcomes);
+  return run;
+}
+
+std::vector<const ArmRun*> ArmResult::measured() const {
+  std::vector<const ArmRun*> out;
+  for (const ArmRun& run : runs)
+    if (run.purpose == Purpose::kMeasure && run.report.completed > 0) out.push_back(&run);
+  return out;
+}
+
+int ArmResult::failed() const {
+  int sum = 0;
+  for (const ArmRun& run : runs) sum += static_cast<int>(run.report.failed);
+  return sum;
+}
+
+int Comparison::failed() const {
+  int sum = 0;
+  for (const ArmResult& arm : arms) sum += arm.failed();
+  return sum;
+}
+
+const ArmResult* Comparison::first() const {
+  for (const ArmResult& arm : arms)
+    if (!arm.measured().empty()) return &arm;
+  return nullptr;
+}
+
+const std::vector<Measure>& measures() {
+  static const std::vector<Measure> kMeasures = {
+      {"duration", "", "Benchmark time", "s", false, [](const Report& r) { return r.duration; }},
+      {"mean_ttft", "TTFT", "mean", "ms", false, [](const Report& r) { return ttft(r).mean; }},
+      {"mean_tpot", "TPOT", "mean", "ms", false, [](const Report& r) { return tpot(r).mean; }},
+      {"median_tpot", "TPOT", "median", "ms", false, [](const Report& r) { return tpot(r).median; }},
+      {"p99_tpot", "TPOT", "P99", "ms", false, [](const Report& r) { return tpot(r).percentiles.at(kP99); }},
+      {"mean_itl", "ITL", "mean", "ms", false, [](const Report& r) { return itl(r).mean; }},
+      {"p99_itl", "ITL", "P99", "ms", false, [](const Report& r) { return itl(r).percentiles.at(kP99); }},
+      {"request_throughput", "Throughput", "requests", "/s", true, [](const Report& r) { return r.request_throughput; }},
+      {"output_throughput", "Throughput", "tokens", "/s", true, [](const Report& r) { return r.output_throughput; }},
+  };
+  return kMeasures;
+}
+
+const Measure& measure(const std::string& key) {
+  static const std::vector<Measure> kOthers = {
+      {"mean_e2el", "End to end", "mean", "ms", false, [](const Report& r) { return r.ms.at("e2el").mean; }},
+      {"median_itl", "ITL", "median", "ms", false, [](const Report& r) { return itl(r).median; }},
+      {"goodput", "Goodput", "requests", "/s", true, [](const Report& r) { return std::max(0.0, r.goodput); }},
+  };
+  for (const auto* list : {&measures(), &kOthers})
+    for (const Measure& m : *list)
+      if (key == m.key) return m;
+  BATON_CHECK_MSG(false, key);
+  return kOthers.front();
+}
+
+std::optional<Figure> figure(const ArmResult& arm, const Measure& measure, const std::string& kind) {
+  std::vector<double> values;
+  for (const ArmRun* run : arm.measured()) {
+    if (kind.empty()) {
+      values.push_back(measure.of(run->report));
+    } else if (const auto found = run->by_kind.find(kind); found != run->by_kind.end() && found->second.completed > 0) {
+      values.push_back(measure.of(found->second));
+    }
+  }
+  if (values.empty()) return std::nullopt;
+  std::ranges::sort(values);
+  return Figure{percentile(values, 50), values.front(), values.back()};
+}
+
+std::optional<double> difference(const ArmResult& arm, const ArmResult& first, const Measure& measure) {
+  const auto mine = figure(arm, measure), other = figure(first, measure);
+  if (!mine || !other || other->median == 0) return std::nullopt;
+  return (mine->median - other->median) / other->median;
+}
+
+std::optional<std::pair<double, double>> best_goodput(const ArmResult& arm) {
+  std::optional<std::pair<double, double>> best;
+  std::map<double, std::vector<double>> by_rate;  // several repeats at one rate count as their median
+  for (const ArmRun& run : arm.runs)
+    if (run.rate > 0 && run.report.goodput >= 0) by_rate[run.rate].push_back(run.report.goodput);
+  for (auto& [rate, values] : by_rate) {
+    std::ranges::sort(values);
+    const double median = percentile(values, 50);
+    if (!best || median > best->first) best = {median, rate};
+  }
+  return best;
+}
+
+}  // namespace baton::app

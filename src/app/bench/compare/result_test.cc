@@ -1,0 +1,239 @@
+#include "app/bench/compare/result.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "app/bench/compare/text_report.h"
+
+namespace baton::app {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+// Twenty requests of five tokens each, whose gaps are `gap_ms`.
+std::vector<RequestOutcome> outcomes(double ttft_ms, double gap_ms, double start_every = 0.5, std::size_t n = 20) {
+  std::vector<RequestOutcome> out(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    RequestOutcome& o = out[i];
+    o.ok = true;
+    o.start = start_every * static_cast<double>(i + 1);
+    o.ttft = ttft_ms / 1e3;
+    o.itl.assign(4, gap_ms / 1e3);
+    o.latency = o.ttft + 4 * gap_ms / 1e3;
+    o.input_tokens = 10;
+    o.output_tokens = 5;
+  }
+  return out;
+}
+
+ArmRun run(double ttft_ms, double gap_ms, int repeat, double rate = 2, Purpose purpose = Purpose::kMeasure,
+           const std::map<std::string, double>& goodput = {}) {
+  Step step;
+  step.purpose = purpose;
+  step.rate = rate;
+  step.repeat = repeat;
+  auto o = outcomes(ttft_ms, gap_ms);
+  const double duration = o.back().start + o.back().latency;
+  return make_run(step, std::move(o), duration, {}, goodput);
+}
+
+ArmResult arm(const std::string& name, std::vector<std::pair<double, double>> ttft_and_gap_ms, bool disaggregated = false) {
+  ArmResult out;
+  out.arm.name = name;
+  out.arm.disaggregated = disaggregated;
+  int repeat = 0;
+  for (const auto& [ttft, gap] : ttft_and_gap_ms) out.runs.push_back(run(ttft, gap, repeat++));
+  return out;
+}
+
+Comparison comparison(std::vector<ArmResult> arms) {
+  Comparison c;
+  c.model = "m";
+  c.rate = 2;
+  c.repeats = 3;
+  c.requests = 20;
+  c.devices = 2;
+  c.arms = std::move(arms);
+  return c;
+}
+
+TEST(Result, FiguresAreMediansOverRepeatsWithTheirRange) {
+  const ArmResult a = arm("a", {{100, 10}, {300, 30}, {200, 20}});
+  const Figure ttft = *figure(a, measure("mean_ttft"));
+  EXPECT_NEAR(ttft.median, 200, 1e-9);
+  EXPECT_NEAR(ttft.low, 100, 1e-9);
+  EXPECT_NEAR(ttft.high, 300, 1e-9);
+  EXPECT_NEAR(ttft.spread(), 1, 1e-9);
+  EXPECT_NEAR(figure(a, measure("p99_itl"))->median, 20, 1e-9);
+  EXPECT_EQ(figure(ArmResult{}, measure("mean_ttft")), std::nullopt);
+}
+
+TEST(Result, DifferencesAreOfMediansAgainstTheFirst) {
+  const ArmResult a = arm("a", {{100, 10}}), b = arm("b", {{150, 5}});
+  EXPECT_NEAR(*difference(b, a, measure("mean_ttft")), 0.5, 1e-9);
+  EXPECT_NEAR(*difference(b, a, measure("p99_itl")), -0.5, 1e-9);
+  EXPECT_EQ(difference(ArmResult{}, a, measure("mean_ttft")), std::nullopt);
+}
+
+TEST(Result, SearchAndSweepRunsAreNotRepeats) {
+  ArmResult a = arm("a", {{100, 10}});
+  a.runs.push_back(run(900, 90, 0, 1, Purpose::kSearch));
+  a.runs.push_back(run(800, 80, 0, 3, Purpose::kSweep));
+  EXPECT_EQ(a.measured().size(), 1U);
+  EXPECT_NEAR(figure(a, measure("mean_ttft"))->median, 100, 1e-9);
+}
+
+TEST(Result, KindsOfRequestsApart) {
+  auto o = outcomes(100, 10);
+  for (std::size_t i = 0; i < o.size(); i += 5) o[i].itl.assign(4, 0.5);
+  std::vector<std::string> kinds(o.size(), "chat");
+  for (std::size_t i = 0; i < o.size(); i += 5) kinds[i] = "long";
+  ArmResult a;
+  a.arm.name = "a";
+  Step step;
+  step.purpose = Purpose::kMeasure;
+  step.rate = 2;
+  a.runs.push_back(make_run(step, o, 11, kinds, {}));
+  const auto rows = kind_rows(comparison({a}));
+  ASSERT_EQ(rows.size(), 2U);
+  EXPECT_EQ(rows[0].kind, "chat");
+  EXPECT_NEAR(rows[0].p99_itl_ms, 10, 1e-9);
+  EXPECT_NEAR(rows[1].p99_itl_ms, 500, 1e-9);
+  EXPECT_THAT(table(comparison({a})), HasSubstr("P99/median"));
+  EXPECT_THAT(table(comparison({arm("a", {{1, 1}})})), Not(HasSubstr("P99/median")));
+}
+
+TEST(Result, BestGoodputIsTheMedianAtTheBestFiniteRate) {
+  ArmResult a;
+  a.runs.push_back(run(100, 10, 0, 0, Purpose::kSearch, {{"ttft", 300}}));
+  a.runs.push_back(run(100, 10, 0, 2, Purpose::kMeasure, {{"ttft", 300}}));
+  a.runs.push_back(run(400, 10, 1, 2, Purpose::kMeasure, {{"ttft", 300}}));  // none keeps the limit
+  a.runs.push_back(run(100, 10, 2, 2, Purpose::kMeasure, {{"ttft", 300}}));
+  a.runs.push_back(run(400, 10, 0, 5, Purpose::kSweep, {{"ttft", 300}}));
+  const auto best = best_goodput(a);
+  ASSERT_TRUE(best);
+  EXPECT_EQ(best->second, 2);
+  EXPECT_NEAR(best->first, 20 / 10.14, 1e-9);
+  EXPECT_EQ(best_goodput(arm("b", {{1, 1}})), std::nullopt);
+}
+
+TEST(Advice, NamesTheBestByEndToEndLatencyAndSaysWhenDisaggregationDoesNotPay) {
+  const auto c =
+      comparison({arm("tp2", {{100, 40}, {101, 41}}), arm("dp", {{100, 20}, {101, 21}}), arm("pd", {{300, 30}, {301, 31}}, true)});
+  const std::string text = advice(c);
+  EXPECT_THAT(text, HasSubstr("At 2.00 requests/s dp finishes an answer soonest"));
+  EXPECT_THAT(text, HasSubstr("First token soonest: tp2 and dp"));
+  EXPECT_THAT(text, HasSubstr("lowest P99 ITL: dp"));
+  EXPECT_THAT(text, HasSubstr("Disaggregation does not pay here: end-to-end latency +131.5 % against dp"));
+  EXPECT_THAT(text, HasSubstr("worse: end-to-end latency +131.5 %"));
+}
+
+TEST(Advice, SaysWhenDisaggregationPaysAndByHowMuch) {
+  const std::string text = advice(comparison({arm("tp2", {{100, 40}}), arm("pd", {{100, 20}}, true)}));
+  EXPECT_THAT(text, HasSubstr("Disaggregation pays here: end-to-end latency -30.8 % against tp2"));
+  EXPECT_THAT(text, HasSubstr("mean TPOT -50.0 %"));
+}
+
+TEST(Advice, WhatTheRepeatsDoNotTellApartIsAlike) {
+  const auto c = comparison({arm("dp", {{100, 20}, {110, 22}}), arm("pd", {{105, 20}, {100, 21}}, true)});
+  EXPECT_THAT(advice(c), HasSubstr("pd and dp finish an answer soonest"));
+  EXPECT_THAT(advice(c), HasSubstr("does not pay here: alike against dp"));
+}
+
+TEST(Advice, GoodputDecidesWhereThereAreLimits) {
+  const std::map<std::string, double> limits = {{"tpot", 15}};
+  auto c = comparison({});
+  c.goodput_ms = limits;
+  ArmResult dp, pd;
+  dp.arm.name = "dp";
+  pd.arm.name = "pd";
+  pd.arm.disaggregated = true;
+  for (int r = 0; r < 2; ++r) {
+    dp.runs.push_back(run(50, 20, r, 2, Purpose::kMeasure, limits));
+    pd.runs.push_back(run(100 + r, 10, r, 2, Purpose::kMeasure, limits));
+  }
+  c.arms = {dp, pd};
+  EXPECT_THAT(advice(c), HasSubstr("Under tpot:15, pd serves this load best: 1.97 good requests/s at 2.00 requests/s (dp 0.00)"));
+  EXPECT_THAT(advice(c), HasSubstr("Disaggregation pays here: goodput 1.97 against dp"));
+}
+
+TEST(Advice, FailedRequestsForbidAVerdictAndAnArmThatFailedIsNotBest) {
+  auto c = comparison({arm("dp", {{100, 20}}), arm("pd", {{10, 2}}, true)});
+  c.arms[1].runs[0].outcomes[3].ok = false;
+  c.arms[1].runs[0].outcomes[3].error = "HTTP 503: no room";
+  Step step;
+  step.purpose = Purpose::kMeasure;
+  step.rate = 2;
+  c.arms[1].runs[0] = make_run(step, c.arms[1].runs[0].outcomes, 11, {}, {});
+  EXPECT_THAT(advice(c), HasSubstr("dp finishes an answer soonest"));
+  EXPECT_THAT(advice(c), HasSubstr("Requests failed, so whether disaggregation pays is not said"));
+  const std::string text = table(c);
+  EXPECT_TRUE(text.starts_with("ERROR  pd: 1 of 20 requests failed: HTTP 503: no room")) << text;
+  EXPECT_EQ(c.failed(), 1);
+}
+
+TEST(Advice, SaysSoWhenThereIsNothingToCompare) {
+  EXPECT_THAT(advice(comparison({})), HasSubstr("no advice"));
+  EXPECT_THAT(advice(comparison({arm("tp2", {{1, 1}})})), HasSubstr("Only one arm"));
+}
+
+TEST(Table, AnArmThatDidNotStartIsAnErrorAndTheNextOneIsTheBase) {
+  ArmResult failed;
+  failed.arm.name = "tp2";
+  failed.failure = "baton serve ended with code 1";
+  const auto c = comparison({failed, arm("dp", {{100, 20}, {100, 20}}), arm("pd", {{150, 10}}, true)});
+  const std::string text = table(c);
+  EXPECT_TRUE(text.starts_with("ERROR  tp2: baton serve ended with code 1")) << text;
+  EXPECT_EQ(c.first(), &c.arms[1]);
+  const auto rows = table_rows(c);
+  ASSERT_EQ(rows.size(), 4U);  // dp, its spread, pd (one repeat: no spread), its difference
+  EXPECT_EQ(rows[3].name, "vs dp");
+  EXPECT_EQ(rows[3].cells.size(), measures().size());
+  EXPECT_EQ(rows[3].cells[1], "+50.00 %");
+  EXPECT_EQ(rows[3].cells[6], "-50.00 %");
+  EXPECT_EQ(rows[0].cells[1], "100.00");
+}
+
+TEST(Table, SaysWhatWasSearchedAndLeftOut) {
+  auto c = comparison({arm("tp3", {{100, 20}})});
+  c.arms[0].saturation = c.arms[0].sustained = 1.5;
+  c.arms[0].beyond = 1.65;
+  c.left_out.push_back({"pd", "3 devices are not two equal halves"});
+  c.notes.push_back("interrupted");
+  EXPECT_THAT(table(c), HasSubstr("tp3: sustains 1.50 requests/s, not 1.65"));
+  EXPECT_THAT(table(c), HasSubstr("NOTE   pd is left out: 3 devices"));
+  EXPECT_THAT(table(c), HasSubstr("NOTE   interrupted"));
+  c.arms[0].beyond = 0;
+  EXPECT_THAT(table(c), HasSubstr("the most tried"));
+  c.arms[0].sustained = 0;
+  c.arms[0].beyond = 2;
+  EXPECT_THAT(table(c), HasSubstr("less than 2.00 requests/s"));
+}
+
+TEST(Markdown, CellsStayCells) {
+  auto c = comparison({arm("tp2", {{100, 20}}), arm("pd", {{90, 10}}, true)});
+  c.command = "baton bench compare a|b\nc";
+  const std::string text = markdown(c);
+  EXPECT_THAT(text, HasSubstr("| command | baton bench compare a\\|b c |"));
+  EXPECT_THAT(text, HasSubstr("| tp2 |"));
+  EXPECT_THAT(text, HasSubstr("| &nbsp;&nbsp;vs tp2 |"));
+}
+
+TEST(Json, HoldsRunsFiguresDifferencesAndWhatWasRunOnWhat) {
+  auto c = comparison({arm("tp2", {{100, 20}}), arm("pd", {{150, 10}}, true)});
+  c.seed = 7;
+  c.machine.cpu = "cpu \xff";
+  c.arms[1].runs.push_back(run(1, 1, 0, 0, Purpose::kSearch));
+  const auto json = to_json(c);
+  EXPECT_EQ(json["seed"], 7);
+  EXPECT_NEAR(json["arms"][1]["difference_to_first"]["mean_ttft"].get<double>(), 0.5, 1e-9);
+  EXPECT_FALSE(json["arms"][0].contains("difference_to_first"));
+  EXPECT_EQ(json["arms"][1]["runs"][1]["purpose"], "search");
+  EXPECT_EQ(json["arms"][1]["runs"][1]["request_rate"], "inf");
+  EXPECT_NEAR(json["arms"][0]["runs"][0]["p99_itl_ms"].get<double>(), 20, 1e-9);
+  EXPECT_EQ(json["advice"], advice(c));
+}
+
+}  // namespace
+}  // namespace baton::app

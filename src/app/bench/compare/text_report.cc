@@ -1,0 +1,271 @@
+#include "app/bench/compare/text_report.h"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+
+#include "app/args.h"
+
+namespace baton::app {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string percent(double ratio) { return fmt::format("{:+.2f} %", 100 * ratio); }
+
+std::string title(const Measure& m) { return fmt::format("{}{}{}, {}", m.group, *m.group ? " " : "", m.title, m.unit); }
+
+// Two lines of heading for a column, short enough for a terminal.
+std::pair<std::string, std::string> short_title(const Measure& m) {
+  const std::string group = m.group;
+  if (group.empty()) return {"time", m.unit};
+  if (group == "Throughput") return {m.title == std::string("requests") ? "req" : "tok", m.unit};
+  return {group, fmt::format("{} {}", m.title, m.unit)};
+}
+
+std::string goodput_words(const Comparison& c) {
+  std::string out;
+  for (const auto& [name, ms] : c.goodput_ms) out += fmt::format("{}{}:{:g}", out.empty() ? "" : " ", name, ms);
+  return out;
+}
+
+Json to_json(const ArmRun& run, const Comparison& c) {
+  ReportOptions options;
+  options.percentiles.assign(std::begin(kComparePercentiles), std::end(kComparePercentiles));
+  options.goodput_ms = c.goodput_ms;
+  constexpr const char* kNames[] = {"search", "measure", "sweep"};
+  Json out{{"purpose", kNames[static_cast<int>(run.purpose)]},
+           {"request_rate", run.rate > 0 ? Json(run.rate) : Json("inf")},
+           {"repeat", run.repeat},
+           {"sustained", run.kept_up.sustained},
+           {"completed_while_offered", run.kept_up.completed},
+           {"errors", run.errors}};
+  out.update(to_json(run.report, options));
+  for (const auto& [kind, report] : run.by_kind) out["by_kind"][kind] = to_json(report, options);
+  return out;
+}
+
+Json to_json(const ArmResult& arm, const Comparison& c) {
+  Json out{{"name", arm.arm.name}, {"what", arm.arm.what}, {"command", arm.command}, {"failure", arm.failure}};
+  if (arm.saturation > 0)
+    out["saturation"] = {
+        {"requests_per_s", arm.saturation}, {"sustained", arm.sustained}, {"not_sustained", arm.beyond}, {"bracketed", arm.bracketed}};
+  Json medians = Json::object(), differences = Json::object();
+  const ArmResult* first = c.first();
+  for (const Measure& m : measures()) {
+    if (const auto f = figure(arm, m)) medians[m.key] = {{"median", f->median}, {"low", f->low}, {"high", f->high}};
+    if (!first || first == &arm) continue;
+    if (const auto d = difference(arm, *first, m)) differences[m.key] = *d;
+  }
+  out["figures"] = medians;
+  if (!differences.empty()) out["difference_to_first"] = differences;
+  if (const auto best = best_goodput(arm)) out["best_goodput"] = {{"requests_per_s", best->first}, {"at_request_rate", best->second}};
+  out["runs"] = Json::array();
+  for (const ArmRun& run : arm.runs) out["runs"].push_back(to_json(run, c));
+  return out;
+}
+
+std::string rate_words(const Comparison& c) {
+  if (c.rate <= 0) return "not reached";
+  if (c.overload <= 0) return fmt::format("{:.2f} requests/s, as given", c.rate);
+  return fmt::format("{:.2f} requests/s: {:.2f} times what the first arm sustains", c.rate, c.overload);
+}
+
+}  // namespace
+
+std::vector<TableRow> table_rows(const Comparison& c) {
+  std::vector<TableRow> rows;
+  const ArmResult* first = c.first();
+  for (const ArmResult& arm : c.arms) {
+    if (arm.measured().empty()) continue;
+    TableRow figures{TableRow::kFigures, arm.arm.name, {}}, spread{TableRow::kSpread, "spread", {}},
+        change{TableRow::kDifference, "vs " + first->arm.name, {}};
+    for (const Measure& m : measures()) {
+      const Figure f = *figure(arm, m);
+      figures.cells.push_back(fmt::format("{:.2f}", f.median));
+      spread.cells.push_back(fmt::format("{:.1f} %", 100 * f.spread()));
+      const auto d = difference(arm, *first, m);
+      change.cells.push_back(d ? percent(*d) : "-");
+    }
+    rows.push_back(std::move(figures));
+    if (arm.measured().size() > 1) rows.push_back(std::move(spread));
+    if (&arm != first) rows.push_back(std::move(change));
+  }
+  return rows;
+}
+
+std::vector<KindRow> kind_rows(const Comparison& c) {
+  std::vector<KindRow> rows;
+  for (const ArmResult& arm : c.arms) {
+    const auto runs = arm.measured();
+    if (runs.empty()) continue;
+    for (const auto& [kind, report] : runs.front()->by_kind) {
+      const auto p99 = figure(arm, measure("p99_itl"), kind), median = figure(arm, measure("median_itl"), kind),
+                 ttft = figure(arm, measure("mean_ttft"), kind);
+      if (p99 && median && ttft) rows.push_back({arm.arm.name, kind, p99->median, median->median, ttft->median});
+    }
+  }
+  return rows;
+}
+
+std::vector<std::string> troubles(const Comparison& c) {
+  std::vector<std::string> out;
+  for (const ArmResult& arm : c.arms) {
+    if (!arm.failure.empty()) out.push_back(fmt::format("{}: {}", arm.arm.name, arm.failure));
+    std::map<std::string, int> messages;
+    std::size_t sent = 0;
+    for (const ArmRun& run : arm.runs) {
+      sent += run.outcomes.size();
+      for (const auto& [message, n] : run.errors) messages[message] += n;
+    }
+    std::vector<std::pair<int, std::string>> by_count;
+    for (const auto& [message, n] : messages) by_count.emplace_back(n, message);
+    std::ranges::stable_sort(by_count, std::greater<>(), [](const auto& e) { return e.first; });
+    constexpr std::size_t kShown = 5;
+    for (std::size_t i = 0; i < by_count.size() && i < kShown; ++i)
+      out.push_back(fmt::format("{}: {} of {} requests failed: {}", arm.arm.name, by_count[i].first, sent, by_count[i].second));
+    if (by_count.size() > kShown) out.push_back(fmt::format("{}: and {} more kinds of failure", arm.arm.name, by_count.size() - kShown));
+  }
+  return out;
+}
+
+std::vector<std::string> saturation_lines(const Comparison& c) {
+  std::vector<std::string> out;
+  for (const ArmResult& arm : c.arms) {
+    if (arm.saturation <= 0) continue;
+    std::string line = arm.arm.name + ": ";
+    if (arm.sustained <= 0) {
+      line += fmt::format("sustains less than {:.2f} requests/s, the least tried; completed {:.2f} there", arm.beyond, arm.saturation);
+    } else if (arm.beyond <= 0) {
+      line += fmt::format("sustains {:.2f} requests/s, the most tried", arm.sustained);
+    } else {
+      line += fmt::format("sustains {:.2f} requests/s, not {:.2f}", arm.sustained, arm.beyond);
+    }
+    out.push_back(std::move(line));
+  }
+  return out;
+}
+
+std::vector<std::pair<std::string, std::string>> facts(const Comparison& c) {
+  std::vector<std::pair<std::string, std::string>> out = {
+      {"model", c.model},
+      {"requests", fmt::format("{} a run, {} repeats; {}; seed {}", c.requests, c.repeats, c.dataset, c.seed)},
+      {"rate", rate_words(c)},
+      {"devices", fmt::format("{}, cores {}", c.devices, c.cores)},
+      {"machine", fmt::format("{}, {} cores, kernels for {}, {}, Linux {}; load average {:.2f} before", c.machine.cpu, c.machine.cores,
+                              c.machine.isa, format_bytes(c.machine.memory_bytes), c.machine.kernel, c.machine.load)},
+      {"version", fmt::format("baton {}, commit {}", c.version, c.commit)},
+      {"date", fmt::format("{}, {:.0f} min", c.date, c.seconds / 60)},
+      {"command", c.command}};
+  if (!c.goodput_ms.empty()) out.insert(out.begin() + 3, {"limits", goodput_words(c) + " (ms)"});
+  for (const ArmResult& arm : c.arms) out.emplace_back(arm.arm.name, fmt::format("{}: {}", arm.arm.what, arm.command));
+  for (const auto& [name, why] : c.left_out) out.emplace_back(name, "left out: " + why);
+  return out;
+}
+
+std::string table(const Comparison& c) {
+  std::string out;
+  for (const std::string& trouble : troubles(c)) out += "ERROR  " + trouble + "\n";
+  for (const std::string& note : c.notes) out += "NOTE   " + note + "\n";
+  for (const auto& [name, why] : c.left_out) out += fmt::format("NOTE   {} is left out: {}\n", name, why);
+  for (const std::string& line : saturation_lines(c)) out += line + "\n";
+  const std::vector<TableRow> rows = table_rows(c);
+  if (!rows.empty()) {
+    out += fmt::format("\n{} requests at {}; medians of {} repeats, spread (highest - lowest) / median\n\n", c.requests, rate_words(c),
+                       c.repeats);
+    std::string line1(22, ' '), line2(22, ' ');
+    for (const Measure& m : measures()) {
+      const auto [upper, lower] = short_title(m);
+      line1 += fmt::format("{:>12}", upper);
+      line2 += fmt::format("{:>12}", lower);
+    }
+    out += line1 + "\n" + line2 + "\n";
+    for (const TableRow& row : rows) {
+      out += fmt::format("{:<22}", (row.kind == TableRow::kFigures ? "" : "  ") + row.name);
+      for (const std::string& cell : row.cells) out += fmt::format("{:>12}", cell);
+      out += "\n";
+    }
+  }
+  const std::vector<KindRow> kinds = kind_rows(c);
+  if (!kinds.empty())
+    out += fmt::format("\n{:<22}{:<8}{:>14}{:>14}{:>14}{:>14}\n", "", "", "P99 ITL ms", "median ITL ms", "P99/median", "mean TTFT ms");
+  for (const KindRow& k : kinds)
+    out += fmt::format("{:<22}{:<8}{:>14.2f}{:>14.2f}{:>14.2f}{:>14.2f}\n", k.arm, k.kind, k.p99_itl_ms, k.median_itl_ms,
+                       k.median_itl_ms > 0 ? k.p99_itl_ms / k.median_itl_ms : 0.0, k.mean_ttft_ms);
+  return out + "\n" + advice(c) + "\n";
+}
+
+std::string markdown(const Comparison& c) {
+  // A cell must stay one: what is of outside (paths, messages) may hold anything.
+  const auto cell = [](std::string text) {
+    std::string out;
+    for (const char ch : text) out += ch == '|' ? "\\|" : ch == '\n' ? " " : std::string(1, ch);
+    return out;
+  };
+  std::string out = fmt::format("# {} on {} devices\n\n", cell(c.model), c.devices);
+  for (const std::string& trouble : troubles(c)) out += "* **error** " + cell(trouble) + "\n";
+  for (const std::string& note : c.notes) out += "* " + cell(note) + "\n";
+  if (!troubles(c).empty() || !c.notes.empty()) out += "\n";
+  out += advice(c) + "\n\n";
+  const std::vector<TableRow> rows = table_rows(c);
+  if (!rows.empty()) {
+    out += "| arm |";
+    for (const Measure& m : measures()) out += fmt::format(" {} |", title(m));
+    out += "\n|---|";
+    for (std::size_t i = 0; i < measures().size(); ++i) out += "---:|";
+    out += "\n";
+    for (const TableRow& row : rows) {
+      out += fmt::format("| {}{} |", row.kind == TableRow::kFigures ? "" : "&nbsp;&nbsp;", row.name);
+      for (const std::string& text : row.cells) out += fmt::format(" {} |", text);
+      out += "\n";
+    }
+    out += fmt::format("\nMedians of {} repeats; spread: (highest - lowest) / median.\n\n", c.repeats);
+  }
+  if (const auto kinds = kind_rows(c); !kinds.empty()) {
+    out += "| arm | requests | P99 ITL, ms | median ITL, ms | P99/median | mean TTFT, ms |\n|---|---|---:|---:|---:|---:|\n";
+    for (const KindRow& k : kinds)
+      out += fmt::format("| {} | {} | {:.2f} | {:.2f} | {:.2f} | {:.2f} |\n", k.arm, k.kind, k.p99_itl_ms, k.median_itl_ms,
+                         k.median_itl_ms > 0 ? k.p99_itl_ms / k.median_itl_ms : 0.0, k.mean_ttft_ms);
+    out += "\n";
+  }
+  for (const std::string& line : saturation_lines(c)) out += "* " + line + "\n";
+  out += "\n| | |\n|---|---|\n";
+  for (const auto& [name, value] : facts(c)) out += fmt::format("| {} | {} |\n", cell(name), cell(value));
+  return out;
+}
+
+Json to_json(const Comparison& c) {
+  Json out{{"model", c.model},
+           {"command", c.command},
+           {"version", c.version},
+           {"commit", c.commit},
+           {"date", c.date},
+           {"seconds", c.seconds},
+           {"dataset", c.dataset},
+           {"seed", c.seed},
+           {"requests", c.requests},
+           {"repeats", c.repeats},
+           {"devices", c.devices},
+           {"cores", c.cores},
+           {"machine",
+            {{"cpu", c.machine.cpu},
+             {"isa", c.machine.isa},
+             {"kernel", c.machine.kernel},
+             {"cores", c.machine.cores},
+             {"memory_bytes", c.machine.memory_bytes},
+             {"load_average", c.machine.load}}},
+           {"goodput_ms", c.goodput_ms},
+           {"request_rate", c.rate > 0 ? Json(c.rate) : Json()},
+           {"overload", c.overload > 0 ? Json(c.overload) : Json()},
+           {"failed", c.failed()},
+           {"troubles", troubles(c)},
+           {"notes", c.notes},
+           {"advice", advice(c)}};
+  out["left_out"] = Json::array();
+  for (const auto& [name, why] : c.left_out) out["left_out"].push_back({{"name", name}, {"why", why}});
+  out["arms"] = Json::array();
+  for (const ArmResult& arm : c.arms) out["arms"].push_back(to_json(arm, c));
+  return out;
+}
+
+}  // namespace baton::app
