@@ -5,6 +5,9 @@
 #include <signal.h>
 #include <spdlog/fmt/fmt.h>
 
+#include <cstdlib>
+#include <functional>
+
 #include "app/args.h"
 #include "app/commands.h"
 #include "app/engine_setup.h"
@@ -16,6 +19,9 @@
 
 namespace baton::app {
 namespace {
+
+constexpr Duration kWatch = std::chrono::milliseconds(100);     // of the engine
+constexpr Duration kFarewell = std::chrono::milliseconds(200);  // in which legs are told that it has failed
 
 struct WorkerFlags {
   EngineFlags engine;
@@ -54,6 +60,14 @@ Status run(const WorkerFlags& flags) {
   const auto engine = engine::Engine::create(loop, std::move(setup.executor), setup.options);
   BATON_ASSIGN_OR_RETURN(const auto server, worker::Worker::create(loop, *engine, ranks, std::move(options)));
   log::info("{} ({}) listens on {}:{}, hand-off links on {}", flags.name, flags.role, flags.host, server->http_port(), server->link_port());
+  // A device that has failed does not come back: the process ends, and whoever supervises it starts another.
+  bool failed = false;
+  std::function<void()> watch = [&] {
+    if (failed) return loop.stop();
+    failed = engine->status().failed;
+    loop.after(failed ? kFarewell : kWatch, watch);
+  };
+  watch();
   bool draining = false;
   loop.on_signals({SIGTERM, SIGINT}, [&](int) {
     if (draining) return loop.stop();
@@ -61,6 +75,8 @@ Status run(const WorkerFlags& flags) {
     server->drain(Duration(static_cast<std::int64_t>(flags.shutdown_timeout_s * 1e6)), [&] { loop.stop(); });
   });
   loop.run();
+  // Without destructors: the thread of a rank that hangs cannot be joined.
+  if (failed) std::_Exit(flags.engine.log.end(Status(Code::kUnavailable, "the device has failed, so this worker ends")));
   return {};
 }
 

@@ -8,14 +8,13 @@ namespace {
 
 constexpr Duration kIdleWait = std::chrono::seconds(1);       // nothing wakes the thread without a notification; a bound all the same
 constexpr Duration kStartDeadline = std::chrono::minutes(2);  // of the context, whose arena is touched at once
-constexpr Duration kCollectiveDeadline = std::chrono::seconds(30);
 
 }  // namespace
 
 Result<std::shared_ptr<LoadedModel>> load_model(std::span<const device::DeviceOptions> devices, const model::ModelFiles& files,
-                                                model::DecoderOptions options) {
+                                                model::DecoderOptions options, Duration collective_deadline) {
   auto loaded = std::make_shared<LoadedModel>();
-  BATON_ASSIGN_OR_RETURN(auto opened, device::open_devices(devices, kCollectiveDeadline));
+  BATON_ASSIGN_OR_RETURN(auto opened, device::open_devices(devices, collective_deadline));
   options.ranks = static_cast<int>(opened.size());
   const auto on_progress = std::exchange(options.on_progress, nullptr);
   for (auto& device : opened) {
@@ -157,7 +156,7 @@ void DeviceExecutor::run() {
       std::lock_guard lock(mutex_);
       plan_ = nullptr;
     }
-    loop_.post([mailbox = mailbox_] { mailbox->callbacks.on_result(mailbox->result); });
+    if (!lost_) loop_.post([mailbox = mailbox_] { mailbox->callbacks.on_result(mailbox->result); });
   }
   ranks.run([&](int r) { contexts_[static_cast<std::size_t>(r)].reset(); });  // where it was made
 }
@@ -209,10 +208,23 @@ Status DeviceExecutor::compute(bool report_layers, const float** logits) {
   ranks_->run([&](int r) {
     const auto rank = static_cast<std::size_t>(r);
     statuses_[rank] = compute_rank(rank, report_layers, logits);
-    if (!statuses_[rank].ok()) contexts_[rank]->collective().fail(statuses_[rank]);
+    if (statuses_[rank].ok()) return;
+    contexts_[rank]->collective().fail(statuses_[rank]);
+    lost(statuses_[rank]);
   });
   for (const Status& status : statuses_) BATON_RETURN_IF_ERROR(status);
   return {};
+}
+
+// On the thread of any rank. The first failure is told at once: a rank that hangs may keep the step from ever ending.
+void DeviceExecutor::lost(const Status& why) {
+  if (lost_.exchange(true)) return;
+  loop_.post([mailbox = mailbox_, step = step_, why] {
+    StepResult result;
+    result.step = step;
+    result.status = why;
+    mailbox->callbacks.on_result(result);
+  });
 }
 
 // The first rank tells of layers and gets the logits.

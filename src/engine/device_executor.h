@@ -3,6 +3,7 @@
 // and forwards its decoder; the first one samples. A step of more tokens than the decoder takes at once is computed in parts, whose layers
 // are told of with the last one. In steady state nothing is allocated but the closures that carry notices to the loop.
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -36,9 +37,11 @@ struct LoadedModel {
   const device::DeviceInfo& device() const { return ranks[0].device->info(); }
   std::size_t weight_bytes() const;  // of all ranks
 };
-// One device a rank; `options.rank` and `ranks` are set here.
+// One device a rank; `options.rank` and `ranks` are set here. `collective_deadline`: after which a rank that does not come is lost, and the
+// instance with it.
+inline constexpr Duration kCollectiveDeadline = std::chrono::seconds(10);
 Result<std::shared_ptr<LoadedModel>> load_model(std::span<const device::DeviceOptions> devices, const model::ModelFiles& files,
-                                                model::DecoderOptions options);
+                                                model::DecoderOptions options, Duration collective_deadline = kCollectiveDeadline);
 
 struct DeviceExecutorOptions {
   device::DType kv_dtype = device::DType::kBF16;
@@ -79,6 +82,7 @@ class DeviceExecutor final : public StepExecutor {
   void run();
   Status make_contexts(Team& ranks);
   void execute(const StepPlan& plan);
+  void lost(const Status& why);
   bool next_part(const StepPlan& plan);
   Status compute(bool report_layers, const float** logits);
   Status compute_rank(std::size_t rank, bool report_layers, const float** logits);
@@ -108,6 +112,7 @@ class DeviceExecutor final : public StepExecutor {
   std::vector<std::int32_t> first_logit_;  // by row of the part: its first row of logits
   std::vector<device::Ops::BlockCopy> copies_;
   std::uint64_t step_ = 0;
+  std::atomic<bool> lost_{false};  // the loop has been told that no step will follow
   SystemClock clock_;
 
   std::mutex mutex_;  // guards the rest

@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "base/log.h"
 #include "engine/scheduler.h"
 
 namespace baton::engine {
@@ -173,6 +174,7 @@ class EngineImpl final : public Engine {
   void on_result(StepResult& result) {
     // A step that took exceptionally long is forgotten within some tens of others.
     slowest_step_ = std::max(now() - submitted_at_, slowest_step_ - slowest_step_ / 16);
+    if (!result.status.ok()) log::error("the device has failed: {}", result.status.message());
     scheduler_.on_result(result);
     pump();
   }

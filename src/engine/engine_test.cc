@@ -171,8 +171,8 @@ TEST_F(EngineTest, AFailedDeviceFailsEveryRequestAndTheNext) {
   ASSERT_TRUE(seq.ok());
   rig_.executor->fail_next();
   run();
-  EXPECT_EQ(a->done->code(), Code::kInternal);
-  EXPECT_EQ(b->failed->code(), Code::kInternal);
+  EXPECT_EQ(a->done->code(), Code::kUnavailable);
+  EXPECT_EQ(b->failed->code(), Code::kUnavailable);
   EXPECT_TRUE(rig_.engine->status().failed);
   const auto c = std::make_shared<Sink>();
   const auto late = rig_.engine->generate(request(4, 2), c);

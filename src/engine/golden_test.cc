@@ -138,8 +138,8 @@ class Golden : public testing::Test {
     DeviceExecutor* executor = nullptr;
     std::unique_ptr<Engine> engine;
   };
-  Rig rig(const RigOptions& options) {
-    auto model = load(options);
+  Rig rig(const RigOptions& options) { return rig_on(load(options), options); }
+  Rig rig_on(std::shared_ptr<LoadedModel> model, const RigOptions& options) {
     DeviceExecutorOptions o;
     o.kv_bytes = std::size_t{256} << 20;
     o.kv_blocks = options.kv_blocks;
@@ -442,6 +442,115 @@ TEST_F(Golden, PromptLogprobsAreThoseOfTheContinuation) {
     EXPECT_EQ(sink->prompt[i]->top.at(0).token, answer[i - 150].token);  // it was greedy
     EXPECT_EQ(sink->prompt[i]->top.at(0).logprob, sink->prompt[i]->logprob);
   }
+}
+
+// ---- ranks
+
+// A rank's device whose next step hangs, until it is let go.
+struct Gate {
+  std::mutex mutex;
+  std::condition_variable opened;
+  bool closed = false, waited_at = false;
+  void pass() {
+    std::unique_lock lock(mutex);
+    waited_at = closed;
+    opened.wait(lock, [&] { return !closed; });
+  }
+  void set(bool close) {
+    {
+      std::lock_guard lock(mutex);
+      closed = close;
+    }
+    opened.notify_all();
+  }
+};
+class GatedContext final : public device::Context {
+ public:
+  GatedContext(std::unique_ptr<device::Context> inner, Gate& gate) : inner_(std::move(inner)), gate_(gate) {}
+  device::Ops& ops() override { return inner_->ops(); }
+  device::Collective& collective() override { return inner_->collective(); }
+  Result<device::Tensor> scratch(device::DType dtype, std::initializer_list<std::int64_t> shape) override {
+    return inner_->scratch(dtype, shape);
+  }
+  void reset_arena() override { inner_->reset_arena(); }
+  Status upload_step(device::StepMeta& meta) override {
+    gate_.pass();
+    return inner_->upload_step(meta);
+  }
+  Status upload(const device::Tensor& target, const void* source, std::size_t bytes) override {
+    return inner_->upload(target, source, bytes);
+  }
+  Result<const void*> download(const device::Tensor& source) override { return inner_->download(source); }
+  void notify(void (*fn)(void*, std::uint64_t), void* user, std::uint64_t tag) override { inner_->notify(fn, user, tag); }
+  Status synchronize(Duration deadline) override { return inner_->synchronize(deadline); }
+
+ private:
+  const std::unique_ptr<device::Context> inner_;
+  Gate& gate_;
+};
+class GatedDevice final : public device::Device {
+ public:
+  GatedDevice(std::unique_ptr<device::Device> inner, Gate& gate) : inner_(std::move(inner)), gate_(gate) {}
+  const device::DeviceInfo& info() const override { return inner_->info(); }
+  Result<std::unique_ptr<device::Context>> create_context(const device::ContextOptions& options) override {
+    BATON_ASSIGN_OR_RETURN(auto context, inner_->create_context(options));
+    return std::unique_ptr<device::Context>(std::make_unique<GatedContext>(std::move(context), gate_));
+  }
+  Result<std::unique_ptr<device::Buffer>> allocate(std::size_t bytes) override { return inner_->allocate(bytes); }
+  Result<std::unique_ptr<device::KvPool>> create_kv_pool(device::KvSpec spec) override { return inner_->create_kv_pool(spec); }
+  Result<std::unique_ptr<device::Linear>> prepare_linear(std::span<const device::HostWeight> parts, std::span<const float> bias,
+                                                         device::ComputeType compute) override {
+    return inner_->prepare_linear(parts, bias, compute);
+  }
+  Result<std::unique_ptr<device::Embedding>> prepare_embedding(const device::HostWeight& table, std::int32_t first_id) override {
+    return inner_->prepare_embedding(table, first_id);
+  }
+  Result<std::unique_ptr<device::RopeTable>> prepare_rope(std::span<const double> inverse_frequencies, std::int64_t positions,
+                                                          double attention_factor) override {
+    return inner_->prepare_rope(inverse_frequencies, positions, attention_factor);
+  }
+  device::DType activation_dtype(device::ComputeType compute) const override { return inner_->activation_dtype(compute); }
+  std::string numerics_id(device::ComputeType compute, device::DType kv) const override { return inner_->numerics_id(compute, kv); }
+  device::P2p* p2p() override { return inner_->p2p(); }
+  device::MachineLimits measure_limits() override { return inner_->measure_limits(); }
+
+ private:
+  const std::unique_ptr<device::Device> inner_;
+  Gate& gate_;
+};
+
+// Its step never ends, and yet everybody hears of it, once; what comes later is refused.
+TEST_F(Golden, ARankThatHangsFailsTheInstanceWithinTheDeadline) {
+  const auto files = model::ModelFiles::open(model_path());
+  ASSERT_TRUE(files.ok());
+  model::DecoderOptions decoder;
+  decoder.compute = device::ComputeType::kInt8;
+  decoder.max_positions = kMaxLen;
+  decoder.max_tokens = 512;
+  decoder.max_logit_rows = 64;
+  const std::vector<device::DeviceOptions> devices(2, device::DeviceOptions{.threads = 1});
+  auto loaded = load_model(devices, **files, decoder, std::chrono::milliseconds(300));
+  ASSERT_TRUE(loaded.ok()) << loaded.status().to_string();
+  Gate gate;
+  auto& second = (*loaded)->ranks[1].device;
+  second = std::make_unique<GatedDevice>(std::move(second), gate);
+  Rig r = rig_on(*loaded, {});
+  EXPECT_EQ(generate(*r.engine, request(20, 2, true, 4)).size(), 4u);
+
+  gate.set(true);
+  const auto sink = std::make_shared<Sink>();
+  const auto call = r.engine->generate(request(20, 2, true, 4), sink);
+  ASSERT_TRUE(loop_.run_until([&] { return sink->done.has_value(); }));
+  EXPECT_TRUE(gate.waited_at);
+  EXPECT_EQ(sink->done->code(), Code::kUnavailable);
+  EXPECT_NE(sink->done->message().find("rank 1 did not come to a collective within 300 ms"), std::string::npos)
+      << sink->done->to_string();
+  EXPECT_TRUE(r.engine->status().failed);
+  const auto late = std::make_shared<Sink>();
+  const auto refused = r.engine->generate(request(20, 2, true, 4), late);
+  ASSERT_TRUE(loop_.run_until([&] { return late->done.has_value(); }));
+  EXPECT_EQ(late->done->code(), Code::kUnavailable);
+  gate.set(false);  // so that the executor's threads can be joined
 }
 
 }  // namespace

@@ -96,7 +96,7 @@ class Scheduler {
   const StepPlan* schedule();
   const StepPlan& plan() const { return plan_; }
   bool step_running() const { return step_running_; }
-  // Takes the log-probabilities out of `result`. A failed one ends every request with kInternal, for good.
+  // Takes the log-probabilities out of `result`. A failed one ends every request with kUnavailable, for good.
   void on_result(StepResult& result);
 
   // How many blocks the first prompt that waits, a running sequence or a refused reservation lacked since it was asked last. Whoever holds

@@ -217,7 +217,7 @@ void Scheduler::on_result(StepResult& result) {
     if (s->state == Sequence::State::kOver) give_back(*s);
   }
   if (!result.status.ok()) {
-    fail_all(Status(Code::kInternal, result.status.message()).with_context("the device failed"));
+    fail_all(Status(Code::kUnavailable, result.status.message()).with_context("the device failed"));
   } else {
     BATON_CHECK(result.rows.size() >= plan_.rows.size());
     ++counters_.steps;
