@@ -543,8 +543,7 @@ TEST_F(Golden, ARankThatHangsFailsTheInstanceWithinTheDeadline) {
   ASSERT_TRUE(loop_.run_until([&] { return sink->done.has_value(); }));
   EXPECT_TRUE(gate.waited_at);
   EXPECT_EQ(sink->done->code(), Code::kUnavailable);
-  EXPECT_NE(sink->done->message().find("rank 1 did not come to a collective within 300 ms"), std::string::npos)
-      << sink->done->to_string();
+  EXPECT_NE(sink->done->message().find("rank 1 did not come to a collective within 300 ms"), std::string::npos) << sink->done->to_string();
   EXPECT_TRUE(r.engine->status().failed);
   const auto late = std::make_shared<Sink>();
   const auto refused = r.engine->generate(request(20, 2, true, 4), late);
