@@ -49,7 +49,7 @@ int main(int argc, char** argv) {
   const int ranks = argc > 1 ? std::max(1, std::atoi(argv[1])) : 2;
   std::vector<int> cores;
   for (int i = 2; i < argc; ++i) cores.push_back(std::atoi(argv[i]));
-  if (cores.empty()) cores = physical_cores();
+  if (cores.empty()) cores = ids_of(physical_cores(allowed_cpus()));
   std::printf("%d ranks\n%12s %10s %8s\n", ranks, "bytes", "us", "GB/s");
   for (const std::int64_t floats : {16, 512, 576, 4096, 36864, 294912}) {
     const int calls = static_cast<int>(std::max<std::int64_t>(20, 2'000'000 / (floats + 200)));

@@ -7,7 +7,6 @@
 #include <fstream>
 
 #include "app/args.h"
-#include "app/cpus.h"
 #include "app/local_http.h"
 #include "app/options.h"
 #include "app/paths.h"
@@ -62,9 +61,12 @@ TEST(Args, SizesInBothSystems) {
 }
 
 TEST(Args, CoreLists) {
-  EXPECT_THAT(*parse_cores("0-3,6"), ElementsAre(0, 1, 2, 3, 6));
-  EXPECT_TRUE(parse_cores("")->empty());
-  for (const char* bad : {"a", "3-1", "1,", "1-", "0-99999"}) EXPECT_TRUE(!parse_cores(bad).ok() || std::string(bad) == "1,") << bad;
+  EXPECT_THAT(*parse_core_sets("0-3,6"), ElementsAre(ElementsAre(0, 1, 2, 3, 6)));
+  EXPECT_THAT(*parse_core_sets("0,1:2-4"), ElementsAre(ElementsAre(0, 1), ElementsAre(2, 3, 4)));
+  EXPECT_TRUE(parse_core_sets("")->empty());
+  for (const char* bad : {"a", "3-1", "1,", "1-", "0-99999", "-1", "1:", ":1", "1::2", "1;2", "1 2"})
+    EXPECT_FALSE(parse_core_sets(bad).ok()) << bad;
+  for (const char* text : {"", "0", "0,1", "0-2", "0-3,6,8-10", "0-3:4,5:0"}) EXPECT_EQ(format_core_sets(*parse_core_sets(text)), text);
 }
 
 TEST(Args, DidYouMeanOnlyWhatIsNear) {
@@ -141,7 +143,9 @@ TEST(Options, ArgsOfAChildMeanTheSame) {
   flags.max_num_seqs = 3;
   flags.kv_cache_memory_bytes = "64MiB";
   flags.no_prefix_caching = true;
-  flags.cores = "0,1";
+  flags.cores = "0,1:2,3";
+  flags.cores_shared = true;
+  flags.tensor_parallel_size = 2;
   flags.chunked_prefill = false;
   const Parsed p = parse(flags.args());
   EXPECT_EQ(p.exit, std::nullopt) << p.err;
@@ -152,6 +156,12 @@ TEST(Options, ChunkedPrefillByVllmsNames) {
   EXPECT_TRUE(parse({}).engine.chunked_prefill);
   EXPECT_TRUE(parse({"--enable-chunked-prefill"}).engine.chunked_prefill);
   EXPECT_FALSE(parse({"--no-enable-chunked-prefill"}).engine.chunked_prefill);
+}
+
+TEST(Options, ShortNamesOfVllm) {
+  EXPECT_EQ(parse({"-tp", "3"}).engine.tensor_parallel_size, 3);
+  EXPECT_EQ(parse({"-tp=4"}).engine.tensor_parallel_size, 4);
+  EXPECT_EQ(parse({"-tp", "0"}).exit, kExitUsage);
 }
 
 TEST(Options, MaxModelLenNamesTheLargest) {
@@ -177,15 +187,6 @@ TEST(Paths, WritesWholeOrNot) {
   ASSERT_TRUE(write_text_file(dir.path() + "/deep/er/file", "text").ok());
   EXPECT_EQ(*read_text_file(dir.path() + "/deep/er/file"), "text");
   EXPECT_FALSE(write_text_file("/proc/none/file", "text").ok());
-}
-
-TEST(Cpus, SharesAreDisjointWhileThereAreEnough) {
-  const std::vector<int> cores = usable_cores();
-  const auto one = share_cores({}, 1, 0);
-  EXPECT_EQ((*one)[0], cores);
-  const auto many = share_cores({}, static_cast<int>(cores.size()) + 1, 0);
-  for (const auto& share : *many) EXPECT_EQ(share.size(), 1u);
-  EXPECT_FALSE(share_cores({100000}, 1, 0).ok());
 }
 
 TEST(EventSplitter, FindsEventsHoweverTheBytesAreCut) {

@@ -42,6 +42,7 @@ const std::map<std::string, bool> kHarmless = {
 // --flag_name=x -> --flag-name=x; and vLLM's short names of more than one letter, which CLI11 has not.
 std::string dashed(std::string arg) {
   if (arg == "-tp" || arg.starts_with("-tp=")) return "--tensor-parallel-size" + arg.substr(3);
+  if (arg == "-dp" || arg.starts_with("-dp=")) return "--data-parallel-size" + arg.substr(3);
   if (!arg.starts_with("--")) return arg;
   const std::size_t end = std::min(arg.find('='), arg.size());
   std::replace(arg.begin(), arg.begin() + static_cast<long>(end), '_', '-');
@@ -213,28 +214,49 @@ Result<std::int64_t> parse_size(const std::string& text) {
   return static_cast<std::int64_t>(number * factor->second);
 }
 
-Result<std::vector<int>> parse_cores(const std::string& text) {
-  std::vector<int> cores;
+Result<CoreSets> parse_core_sets(const std::string& text) {
+  CoreSets sets;
   const char* at = text.data();
   const char* const end = at + text.size();
-  const Status bad(Code::kInvalidArgument, fmt::format("`{}` is not a list of cores; write e.g. 0-3,6", text));
+  const Status bad(Code::kInvalidArgument,
+                   fmt::format("`{}` is not a list of cores; write e.g. 0-3,6, or 0-3:4-7 for the cores of each device", text));
+  if (at < end) sets.emplace_back();
   while (at < end) {
-    int first = 0, last = 0;
+    int first = 0;
     auto parsed = std::from_chars(at, end, first);
-    if (parsed.ec != std::errc()) return bad;
-    last = first;
+    if (parsed.ec != std::errc() || first < 0) return bad;
+    int last = first;
     if (parsed.ptr < end && *parsed.ptr == '-') {
       parsed = std::from_chars(parsed.ptr + 1, end, last);
       if (parsed.ec != std::errc() || last < first || last - first > 4096) return bad;
     }
-    for (int core = first; core <= last; ++core) cores.push_back(core);
+    for (int core = first; core <= last; ++core) sets.back().push_back(core);
     at = parsed.ptr;
-    if (at < end && *at++ != ',') return bad;
+    if (at == end) break;
+    if ((*at != ',' && *at != ':') || at + 1 == end) return bad;
+    if (*at++ == ':') sets.emplace_back();
   }
-  return cores;
+  return sets;
 }
 
-std::string format_cores(const std::vector<int>& cores) { return fmt::format("{}", fmt::join(cores, ",")); }
+std::string format_core_sets(const CoreSets& sets) {
+  std::vector<std::string> out;
+  for (const auto& set : sets) out.push_back(format_cores(set));
+  return fmt::format("{}", fmt::join(out, ":"));
+}
+
+// Three and more in a row as a range.
+std::string format_cores(const std::vector<int>& cores) {
+  std::vector<std::string> out;
+  for (std::size_t i = 0; i < cores.size();) {
+    std::size_t run = 1;
+    while (i + run < cores.size() && cores[i + run] == cores[i] + static_cast<int>(run)) ++run;
+    if (run < 3) run = 1;
+    out.push_back(run == 1 ? std::to_string(cores[i]) : fmt::format("{}-{}", cores[i], cores[i + run - 1]));
+    i += run;
+  }
+  return fmt::format("{}", fmt::join(out, ","));
+}
 
 std::string format_bytes(double bytes) {
   static constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};

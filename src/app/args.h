@@ -24,8 +24,11 @@ std::optional<int> parse_args(CLI::App& app, std::vector<std::string> args);
 
 // "262144", "256KiB", "4GiB", "1.5GB", "32k" -> a number (k, M, G are 1000s for tokens, KiB.. are 1024s).
 Result<std::int64_t> parse_size(const std::string& text);
-// "0-3,6" -> {0,1,2,3,6}
-Result<std::vector<int>> parse_cores(const std::string& text);
+// The cores of devices, one after the other.
+using CoreSets = std::vector<std::vector<int>>;
+// "0-3,6" -> {{0,1,2,3,6}}, "0,1:2,3" -> {{0,1},{2,3}}, "" -> {}; and back.
+Result<CoreSets> parse_core_sets(const std::string& text);
+std::string format_core_sets(const CoreSets& sets);
 std::string format_cores(const std::vector<int>& cores);
 // "1.5 GiB"
 std::string format_bytes(double bytes);

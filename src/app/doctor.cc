@@ -8,14 +8,13 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "app/args.h"
 #include "app/commands.h"
-#include "app/cpus.h"
+#include "app/devices.h"
 #include "app/memory.h"
 #include "app/paths.h"
 #include "app/supervisor.h"
@@ -53,26 +52,16 @@ Finding look_at_cpu() {
   return {"cpu", Verdict::kOk, fmt::format("{}, kernels for {}", info.name, info.isa), ""};
 }
 
-Finding look_at_cores() {
-  const auto cores = usable_cores();
-  const long online = sysconf(_SC_NPROCESSORS_ONLN);
-  if (cores.size() < 2)
-    return {"cores", Verdict::kNotice, fmt::format("{} usable of {} online", cores.size(), online),
-            "prefill and decode will share one core; disaggregation pays with a core for each"};
-  return {"cores", Verdict::kOk, fmt::format("{} usable ({}) of {} online logical CPUs", cores.size(), format_cores(cores), online), ""};
+Finding look_at_cores(const std::vector<device::cpu::Cpu>& cpus) {
+  const std::size_t cores = device::cpu::physical_cores(cpus).size();
+  const std::string found = fmt::format("{}; {} logical CPUs online", describe_machine(cpus), sysconf(_SC_NPROCESSORS_ONLN));
+  if (cores < 2)
+    return {"cores", Verdict::kNotice, found, "prefill and decode will share one core; disaggregation pays with a core for each"};
+  return {"cores", Verdict::kOk, found, ""};
 }
 
-Finding look_at_numa() {
-  int nodes = 0;
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator("/sys/devices/system/node", ignored)) {
-    const std::string name = entry.path().filename();
-    nodes += name.starts_with("node") && name.size() > 4 && std::isdigit(static_cast<unsigned char>(name[4]));
-  }
-  if (nodes > 1)
-    return {"numa", Verdict::kNotice, fmt::format("{} nodes", nodes),
-            "give each worker the cores of one node: --cores with the node's CPUs first (lscpu shows them)"};
-  return {"numa", Verdict::kOk, "one node", ""};
+Finding look_at_devices(const std::vector<device::cpu::Cpu>& cpus) {
+  return {"devices", Verdict::kOk, "a rank each, by their number: " + describe_plans(cpus), ""};
 }
 
 Finding look_at_memory() {
@@ -168,9 +157,10 @@ int run_doctor(Args args) {
   app.add_option("--workers", workers, "how many workers would load the model")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_flag("--json", json, "as JSON");
   if (const auto code = parse_args(app, std::move(args))) return *code;
+  const std::vector<device::cpu::Cpu> cpus = device::cpu::allowed_cpus();
   const std::vector<Finding> findings = {
-      look_at_cpu(), look_at_cores(), look_at_numa(),  look_at_memory(),   look_at_huge_pages(),
-      look_at_shm(), look_at_proc(),  look_at_files(), look_at_port(port), look_at_model(model, workers)};
+      look_at_cpu(), look_at_cores(cpus), look_at_devices(cpus), look_at_memory(),   look_at_huge_pages(),
+      look_at_shm(), look_at_proc(),      look_at_files(),       look_at_port(port), look_at_model(model, workers)};
   const bool bad = std::any_of(findings.begin(), findings.end(), [](const Finding& f) { return f.verdict == Verdict::kBad; });
   static constexpr const char* kWords[] = {"ok", "note", "BAD"};
   if (json) {

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "app/args.h"
-#include "app/cpus.h"
+#include "app/devices.h"
 #include "app/memory.h"
 #include "app/paths.h"
 #include "base/log.h"
@@ -37,29 +37,25 @@ Result<std::size_t> kv_bytes(const EngineFlags& flags, int peers, double bytes_p
   return static_cast<std::size_t>(std::min({wanted, share, 4.0 * (1ull << 30)}));
 }
 
-// One a rank: the engine's cores dealt out among them.
+// One a rank.
 Result<std::vector<device::DeviceOptions>> devices_of(const EngineFlags& flags) {
-  BATON_ASSIGN_OR_RETURN(std::vector<int> cores, parse_cores(flags.cores));
-  const int ranks = flags.tensor_parallel_size;
-  std::vector<device::DeviceOptions> devices(static_cast<std::size_t>(ranks));
-  if (ranks == 1) {
-    devices[0].cores = std::move(cores);
-    devices[0].threads = flags.threads;
-  } else {
-    if (cores.empty()) cores = usable_cores();
-    if (flags.threads > 0 && std::ssize(cores) > flags.threads) cores.resize(static_cast<std::size_t>(flags.threads));
-    if (std::ssize(cores) < ranks) log::warn("{} ranks share {} cores: each waits for the others' turns", ranks, cores.size());
-    BATON_ASSIGN_OR_RETURN(const auto shares, share_cores(std::move(cores), ranks, 0));
-    for (std::size_t r = 0; r < devices.size(); ++r) devices[r].cores = shares[r];
-  }
+  std::vector<device::DeviceOptions> devices(static_cast<std::size_t>(flags.tensor_parallel_size));
   for (device::DeviceOptions& device : devices) device.isa = flags.isa;
+  if (devices.size() == 1 && flags.cores.empty() && flags.threads > 0) {  // which may be more than there are cores
+    devices[0].threads = flags.threads;
+    return devices;
+  }
+  BATON_ASSIGN_OR_RETURN(DevicePlan plan, plan_devices(device::cpu::allowed_cpus(), flags, flags.tensor_parallel_size));
+  limit_threads(plan.devices, flags.threads);
+  for (const std::string& notice : notices_of(plan)) log::warn("{}", notice);
+  for (std::size_t r = 0; r < devices.size(); ++r) devices[r].cores = plan.devices[r];
   return devices;
 }
 
 std::string describe_ranks(const std::vector<device::DeviceOptions>& devices) {
-  std::vector<std::string> out;
-  for (const device::DeviceOptions& d : devices) out.push_back("cores " + format_cores(d.cores));
-  return fmt::format("{}", fmt::join(out, "; "));
+  CoreSets sets;
+  for (const device::DeviceOptions& d : devices) sets.push_back(d.cores);
+  return describe_devices(device::cpu::allowed_cpus(), sets);
 }
 
 }  // namespace
@@ -89,7 +85,7 @@ Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::Even
   log::info("loaded {} in {:.2f} s: {}, compute {}, {} on {}", to_string(setup.files->dominant_format()), setup.load_seconds,
             format_bytes(static_cast<double>(setup.loaded->weight_bytes())), to_string(setup.compute), setup.loaded->device().isa,
             setup.loaded->device().name);
-  if (setup.devices.size() > 1) log::info("tensor parallel over {} ranks, {}", setup.devices.size(), describe_ranks(setup.devices));
+  if (setup.devices.size() > 1) log::info("tensor parallel over {} ranks, cores {}", setup.devices.size(), describe_ranks(setup.devices));
 
   engine::DeviceExecutorOptions executor;
   executor.kv_dtype = setup.kv_dtype;

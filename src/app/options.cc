@@ -56,11 +56,14 @@ void EngineFlags::add_to(CLI::App& app) {
       ->check(CLI::Range(0, 1024))
       ->group(group);
   app.add_option("--tensor-parallel-size", tensor_parallel_size,
-                 "ranks of each engine: the model is cut, and its cores dealt out, among them (-tp)")
+                 "ranks of each engine, which hold and compute a part of the model each, on a device of its own (-tp)")
       ->check(CLI::Range(1, 64))
       ->capture_default_str()
       ->group(group);
-  app.add_option("--cores", cores, "logical CPUs to use, e.g. 0-3,6; shared out among the engines")->group(group);
+  app.add_option("--cores", cores,
+                 "logical CPUs to use, e.g. 0-3,6, dealt out among the ranks of all engines; or those of each rank: 0-3:4-7")
+      ->group(group);
+  app.add_flag("--cores-shared", cores_shared, "devices may have the same cores")->group("");  // from the supervisor, which has warned
   app.add_option("--isa", isa, "instruction set to restrict kernels to: avx512-bf16-vnni, avx2, scalar (default: the best there is)")
       ->group(group);
   app.add_option("--max-step-ms", max_step_ms, "time budget of a step that computes prompts")
@@ -89,6 +92,8 @@ std::vector<std::string> EngineFlags::args() const {
                                   std::to_string(block_size),
                                   "--threads",
                                   std::to_string(threads),
+                                  "--tensor-parallel-size",
+                                  std::to_string(tensor_parallel_size),
                                   "--max-step-ms",
                                   std::to_string(max_step_ms)};
   const auto logs = log.args();
@@ -101,6 +106,7 @@ std::vector<std::string> EngineFlags::args() const {
   add("--cores", cores);
   add("--isa", isa);
   if (no_prefix_caching) out.push_back("--no-enable-prefix-caching");
+  if (cores_shared) out.push_back("--cores-shared");
   if (!chunked_prefill) out.push_back("--no-enable-chunked-prefill");
   return out;
 }

@@ -33,7 +33,8 @@ struct EngineFlags {
   std::string kv_cache_memory_bytes;  // a size; "": chosen from what is free
   int block_size = 0;
   int threads = 0;
-  std::string cores;
+  std::string cores;          // a list to plan devices with, or the devices' own, one a rank: "0-3:4-7"; "": all physical ones
+  bool cores_shared = false;  // devices may have the same cores
   int tensor_parallel_size = 1;
   std::string isa;
   int max_step_ms = 100;

@@ -33,7 +33,7 @@ using Json = nlohmann::ordered_json;
 struct ServeFlags {
   EngineFlags engine;
   FrontFlags front;
-  std::string prefill, decode;  // counts; "" for neither
+  TopologyFlags topology;
   bool detach = false;
   double ready_timeout_s = 600;
 };
@@ -103,10 +103,12 @@ class Serve {
                    seconds(), config.architecture, config.layers, config.hidden, config.heads, config.kv_heads,
                    to_string(files->dominant_format()), format_bytes(static_cast<double>(files->weight_bytes())));
     look_at_file_limit();
-    BATON_ASSIGN_OR_RETURN(workers_, plan_workers(flags_.prefill, flags_.decode, flags_.engine));
-    for (const WorkerPlan& worker : workers_)
-      progress_.line("worker   {}: {}, cores {}", worker.name, worker.role == "both" ? "prefill and decode" : worker.role,
-                     format_cores(worker.cores));
+    BATON_ASSIGN_OR_RETURN(workers_, plan_topology(flags_.topology, flags_.engine.tensor_parallel_size));
+    BATON_RETURN_IF_ERROR(check_degrees(*files, workers_));
+    const std::vector<device::cpu::Cpu> cpus = device::cpu::allowed_cpus();
+    BATON_ASSIGN_OR_RETURN(const std::vector<std::string> notices, place_workers(workers_, cpus, flags_.engine));
+    for (const std::string& notice : notices) progress_.line("notice   {}", notice);
+    for (const WorkerPlan& worker : workers_) progress_.line("worker   {}", describe(worker, cpus));
     if (listen_fd_ < 0) {
       BATON_ASSIGN_OR_RETURN(listen_fd_, listen_socket(flags_.front.host, flags_.front.port, &flags_.front.port));
     }
@@ -305,8 +307,7 @@ int run_serve(Args args) {
   app.add_option("model,--model", flags.engine.model,
                  "a .gguf file, a Hugging Face folder, a name that `baton pull` knows, or ORG/NAME that was pulled")
       ->required();
-  app.add_option("--prefill", flags.prefill, "prefill workers, e.g. 1")->group("Topology");
-  app.add_option("--decode", flags.decode, "decode workers, e.g. 1")->group("Topology");
+  flags.topology.add_to(app);
   app.add_flag("--detach", flags.detach, "return once the server is ready; it goes on in the background");
   app.add_option("--ready-timeout", flags.ready_timeout_s, "seconds to become ready")->capture_default_str();
   std::string config;

@@ -2,23 +2,63 @@
 
 #include <spdlog/fmt/fmt.h>
 
-#include "app/args.h"
-#include "app/cpus.h"
+#include <algorithm>
+#include <charconv>
+#include <set>
+
+#include "app/devices.h"
+#include "model/decoder.h"
 
 namespace baton::app {
 namespace {
 
-Result<int> count(const std::string& flag, const std::string& text) {
-  if (text.empty()) return 0;
-  if (text.find_first_not_of("0123456789") != std::string::npos || text.size() > 3 || std::stoi(text) < 1)
-    return Status(Code::kInvalidArgument, fmt::format("{} {}: expected how many workers, 1 or more", flag, text));
-  return std::stoi(text);
+constexpr int kInstancesMax = 256;  // of one role
+
+// Reads a number of one to three digits, and moves `at` behind it.
+std::optional<int> number(const char*& at, const char* end) {
+  int value = 0;
+  const auto parsed = std::from_chars(at, end, value);
+  if (parsed.ec != std::errc() || parsed.ptr - at > 3 || value < 1) return std::nullopt;
+  at = parsed.ptr;
+  return value;
+}
+
+// The degree of each instance: "2" are two of `degree`, "1xTP2,2xTP1" are three.
+Result<std::vector<int>> degrees_of(const char* flag, const std::string& text, int degree) {
+  std::vector<int> out;
+  const Status bad(
+      Code::kInvalidArgument,
+      fmt::format("{} {}: expected how many workers, and their tensor-parallel degree if you like: 2, 1xTP4 or 1xTP2,2xTP1", flag, text));
+  for (const char *at = text.data(), *end = at + text.size(); at < end;) {
+    const std::optional<int> instances = number(at, end);
+    std::optional<int> ranks = degree;
+    if (at < end && (*at == 'x' || *at == 'X')) {
+      const std::string_view tp(at + 1, static_cast<std::size_t>(std::min<std::ptrdiff_t>(2, end - at - 1)));
+      if (tp != "TP" && tp != "tp") return bad;
+      at += 3;
+      ranks = number(at, end);
+    }
+    if (!instances || !ranks || (at < end && (*at != ',' || at + 1 == end))) return bad;
+    if (std::ssize(out) + *instances > kInstancesMax)
+      return Status(Code::kInvalidArgument, fmt::format("{} {}: at most {} workers of one role", flag, text, kInstancesMax));
+    out.insert(out.end(), static_cast<std::size_t>(*instances), *ranks);
+    if (at < end) ++at;
+  }
+  return out;
+}
+
+bool repeats_a_core(const CoreSets& devices) {
+  std::set<int> seen;
+  return std::ranges::any_of(devices,
+                             [&](const auto& d) { return std::ranges::any_of(d, [&](int core) { return !seen.insert(core).second; }); });
 }
 
 ChildSpec worker_spec(const std::string& model_path, EngineFlags engine, const FrontFlags& front, const WorkerPlan& worker,
                       std::size_t peers) {
-  engine.cores = format_cores(worker.cores);
-  engine.threads = static_cast<int>(worker.cores.size());
+  engine.tensor_parallel_size = worker.ranks;
+  engine.cores = format_core_sets(worker.devices);
+  engine.cores_shared = repeats_a_core(worker.devices);
+  engine.threads = 0;  // --cores says it all
   ChildSpec spec;
   spec.name = worker.name;
   spec.args = {"worker",
@@ -64,26 +104,73 @@ ChildSpec gateway_spec(const std::string& model_path, const EngineFlags& engine,
 
 }  // namespace
 
-Result<std::vector<WorkerPlan>> plan_workers(const std::string& prefill, const std::string& decode, const EngineFlags& engine) {
-  BATON_ASSIGN_OR_RETURN(const int prefills, count("--prefill", prefill));
-  BATON_ASSIGN_OR_RETURN(const int decodes, count("--decode", decode));
-  if ((prefills == 0) != (decodes == 0))
-    return Status(Code::kInvalidArgument, "--prefill and --decode go together: one without the other cannot answer a request");
-  std::vector<WorkerPlan> workers;
-  const auto add = [&](std::string name, const char* role) {
-    WorkerPlan worker;
-    worker.name = std::move(name);
-    worker.role = role;
-    workers.push_back(std::move(worker));
-  };
-  for (int i = 0; i < prefills; ++i) add(fmt::format("p{}", i), "prefill");
-  for (int i = 0; i < decodes; ++i) add(fmt::format("d{}", i), "decode");
-  if (workers.empty()) add("w0", "both");
+void TopologyFlags::add_to(CLI::App& app) {
+  const char* group = "Topology";
+  app.add_option("--prefill", prefill,
+                 "prefill workers, and the tensor-parallel degree of each: 2, 1xTP4, or a list of these; a bare number takes "
+                 "--tensor-parallel-size")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--decode", decode, "decode workers, likewise")->capture_default_str()->group(group);
+  app.add_option("--data-parallel-size", data_parallel_size,
+                 "engines that do both phases, side by side behind the gateway; not with --prefill and --decode (-dp)")
+      ->check(CLI::Range(1, kInstancesMax))
+      ->capture_default_str()
+      ->group(group);
+}
 
-  BATON_ASSIGN_OR_RETURN(const std::vector<int> wanted, parse_cores(engine.cores));
-  BATON_ASSIGN_OR_RETURN(const auto shares, share_cores(wanted, static_cast<int>(workers.size()), engine.threads));
-  for (std::size_t i = 0; i < workers.size(); ++i) workers[i].cores = shares[i];
+Result<std::vector<WorkerPlan>> plan_topology(const TopologyFlags& flags, int tensor_parallel_size) {
+  BATON_ASSIGN_OR_RETURN(const std::vector<int> prefills, degrees_of("--prefill", flags.prefill, tensor_parallel_size));
+  BATON_ASSIGN_OR_RETURN(const std::vector<int> decodes, degrees_of("--decode", flags.decode, tensor_parallel_size));
+  if (prefills.empty() != decodes.empty())
+    return Status(Code::kInvalidArgument, "--prefill and --decode go together: one without the other cannot answer a request");
+  if (!prefills.empty() && flags.data_parallel_size > 1)
+    return Status(
+        Code::kInvalidArgument,
+        fmt::format("--data-parallel-size {} is of engines that do both phases, and --prefill and --decode are of engines that do one; "
+                    "give the numbers of the latter instead: --prefill 2 --decode 2",
+                    flags.data_parallel_size));
+  std::vector<WorkerPlan> workers;
+  const auto add = [&](char letter, const char* role, const std::vector<int>& degrees) {
+    for (std::size_t i = 0; i < degrees.size(); ++i) {
+      WorkerPlan& worker = workers.emplace_back();
+      worker.name = fmt::format("{}{}", letter, i);
+      worker.role = role;
+      worker.ranks = degrees[i];
+    }
+  };
+  add('p', "prefill", prefills);
+  add('d', "decode", decodes);
+  if (workers.empty()) add('w', "both", std::vector<int>(static_cast<std::size_t>(flags.data_parallel_size), tensor_parallel_size));
   return workers;
+}
+
+Result<std::vector<std::string>> place_workers(std::vector<WorkerPlan>& workers, std::span<const device::cpu::Cpu> cpus,
+                                               const EngineFlags& engine) {
+  int count = 0;
+  for (const WorkerPlan& worker : workers) count += worker.ranks;
+  BATON_ASSIGN_OR_RETURN(DevicePlan plan, plan_devices(cpus, engine, count));
+  auto next = plan.devices.begin();
+  for (WorkerPlan& worker : workers) {
+    worker.devices.assign(next, next + worker.ranks);
+    next += worker.ranks;
+    limit_threads(worker.devices, engine.threads);
+  }
+  return notices_of(plan);
+}
+
+Status check_degrees(const model::ModelFiles& files, std::span<const WorkerPlan> workers) {
+  std::set<int> sound;
+  for (const WorkerPlan& worker : workers) {
+    if (!sound.insert(worker.ranks).second) continue;
+    if (const auto plan = model::shard_plan(files, worker.ranks); !plan.ok()) return plan.status().with_context(worker.name);
+  }
+  return {};
+}
+
+std::string describe(const WorkerPlan& worker, std::span<const device::cpu::Cpu> cpus) {
+  return fmt::format("{}: {}, {}cores {}", worker.name, worker.role == "both" ? "prefill and decode" : worker.role,
+                     worker.ranks > 1 ? fmt::format("TP={}, ", worker.ranks) : "", describe_devices(cpus, worker.devices));
 }
 
 Status open_sockets(std::vector<WorkerPlan>& workers) {

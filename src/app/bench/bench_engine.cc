@@ -150,7 +150,13 @@ class BenchEngine {
   }
 
  private:
-  int threads() const { return setup_.loaded->device().asynchronous ? 0 : std::max<int>(1, flags_.engine.threads); }
+  int threads() const {
+    if (setup_.loaded->device().asynchronous) return 0;
+    std::size_t threads = 0;
+    for (const device::DeviceOptions& device : setup_.devices)
+      threads += device.cores.empty() ? static_cast<std::size_t>(device.threads) : device.cores.size();
+    return static_cast<int>(threads);
+  }
 
   void header() const {
     fmt::print("{}: {}, {} of weights a step, compute {}, {} thread(s), {}\n", flags_.engine.model,
@@ -239,10 +245,6 @@ class BenchEngine {
 Status run(BenchEngineFlags& flags) {
   net::EventLoop loop;
   if (flags.engine.threads == 0 && flags.engine.cores.empty()) flags.engine.threads = 1;
-  if (flags.engine.threads == 0) {
-    BATON_ASSIGN_OR_RETURN(const std::vector<int> cores, parse_cores(flags.engine.cores));
-    flags.engine.threads = static_cast<int>(cores.size());
-  }
   const int longest =
       std::max(*std::max_element(flags.prompt.begin(), flags.prompt.end()), flags.context + flags.generate * (flags.repeats + 1)) + 1;
   const int most = *std::max_element(flags.batch.begin(), flags.batch.end());

@@ -30,7 +30,8 @@ constexpr Duration kOften = std::chrono::milliseconds(100);
 
 struct ChaosFlags {
   EngineFlags engine;
-  std::string prefill = "2", decode = "2", faults = "kill,stop,term,proxy", json;
+  TopologyFlags topology;
+  std::string faults = "kill,stop,term,proxy", json;
   std::size_t streams = 500;
   double rate = 0;  // 0: kShare of what was measured
   double kill_every_s = 5, fault_every_s = 10;
@@ -48,8 +49,9 @@ class Chaos {
     });
     BATON_ASSIGN_OR_RETURN(const std::vector<FaultKind> kinds, parse_faults(flags_.faults));
     report_.model = flags_.engine.model;
-    report_.prefill = flags_.prefill;
-    report_.decode = flags_.decode;
+    report_.prefill = flags_.topology.prefill;
+    report_.decode = flags_.topology.decode;
+    report_.data_parallel_size = flags_.topology.data_parallel_size;
     report_.seed = flags_.seed;
     FaultPlanOptions plan;
     plan.kinds = kinds;
@@ -96,13 +98,14 @@ class Chaos {
     options.front.shutdown_timeout_s = 10;
     options.front.stats_interval_s = 0;
     options.front.host = "127.0.0.1";
-    options.prefill = flags_.prefill;
-    options.decode = flags_.decode;
+    options.topology = flags_.topology;
     BATON_RETURN_IF_ERROR(make_dirs(home_dir() + "/run"));
     options.log_path = log_ = fmt::format("{}/run/chaos-{}.log", home_dir(), getpid());
     BATON_ASSIGN_OR_RETURN(cluster_, ChaosCluster::start(loop_, std::move(options)));
-    say("chaos    {} prefill and {} decode workers, {} streams, seed {}; their log: {}", flags_.prefill, flags_.decode, flags_.streams,
-        flags_.seed, log_);
+    const TopologyFlags& t = flags_.topology;
+    const std::string workers = t.prefill.empty() ? fmt::format("{} workers of both roles", t.data_parallel_size)
+                                                  : fmt::format("{} prefill and {} decode workers", t.prefill, t.decode);
+    say("chaos    {}, {} streams, seed {}; their log: {}", workers, flags_.streams, flags_.seed, log_);
     return wait([this] { return cluster_->whole(); }, kReady, "all workers to be ready");
   }
 
@@ -248,8 +251,8 @@ int run_chaos(Args args) {
       "baton chaos");
   app.set_help_flag("-h,--help", "this text");
   app.add_option("model,--model", flags.engine.model, "as of `baton serve`")->required();
-  app.add_option("--prefill", flags.prefill, "prefill workers")->capture_default_str()->group("Cluster");
-  app.add_option("--decode", flags.decode, "decode workers")->capture_default_str()->group("Cluster");
+  flags.topology.prefill = flags.topology.decode = "2";
+  flags.topology.add_to(app);
   app.add_option("--streams", flags.streams, "requests, each sent twice")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str()
@@ -276,6 +279,9 @@ int run_chaos(Args args) {
   app.add_option("--json", flags.json, "file for the figures, the faults, and what is known of each stream that was not right");
   flags.engine.add_to(app);
   if (const auto code = parse_args(app, std::move(args))) return *code;
+  // Two of each, unless another kind of cluster is asked for.
+  if (app.count("--data-parallel-size") > 0 && app.count("--prefill") + app.count("--decode") == 0)
+    flags.topology.prefill = flags.topology.decode = "";
   if (!parse_faults(flags.faults).ok()) {
     std::fprintf(stderr, "baton chaos: error: %s\n", parse_faults(flags.faults).status().message().c_str());
     return kExitUsage;

@@ -11,6 +11,8 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "base/log.h"
+
 namespace baton::app {
 namespace {
 
@@ -55,7 +57,11 @@ ChaosCluster::~ChaosCluster() {
 }
 
 Status ChaosCluster::prepare() {
-  BATON_ASSIGN_OR_RETURN(plans_, plan_workers(options_.prefill, options_.decode, options_.engine));
+  BATON_ASSIGN_OR_RETURN(plans_, plan_topology(options_.topology, options_.engine.tensor_parallel_size));
+  BATON_ASSIGN_OR_RETURN(const auto files, model::ModelFiles::open(options_.model_path));
+  BATON_RETURN_IF_ERROR(check_degrees(*files, plans_));
+  BATON_ASSIGN_OR_RETURN(const auto notices, place_workers(plans_, device::cpu::allowed_cpus(), options_.engine));
+  for (const std::string& notice : notices) log::warn("{}", notice);
   BATON_RETURN_IF_ERROR(open_sockets(plans_));
   BATON_ASSIGN_OR_RETURN(listen_fd_, listen_socket("127.0.0.1", 0, &port_));
   log_fd_ = open(options_.log_path.c_str(), O_CREAT | O_WRONLY | O_TRUNC | O_APPEND | O_CLOEXEC, 0644);
@@ -79,7 +85,7 @@ Status ChaosCluster::prepare() {
 
 Status ChaosCluster::add_proxies(Node& node) {
   BATON_ASSIGN_OR_RETURN(node.http, proxy_to(node.plan->http_port));
-  if (node.plan->role == "prefill") return {};
+  if (node.plan->role != "decode") return {};  // nobody hands over to the others
   BATON_ASSIGN_OR_RETURN(node.link, proxy_to(node.plan->link_port));
   return {};
 }

@@ -23,7 +23,7 @@ struct ClusterOptions {
   std::string model_path;
   EngineFlags engine;
   FrontFlags front;
-  std::string prefill = "2", decode = "2";
+  TopologyFlags topology;
   std::string log_path;  // what gateway and workers say
 };
 

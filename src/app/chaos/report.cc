@@ -148,6 +148,7 @@ Json to_json(const ChaosReport& r) {
           {"model", r.model},
           {"prefill", r.prefill},
           {"decode", r.decode},
+          {"data_parallel_size", r.data_parallel_size},
           {"seed", r.seed},
           {"saturation_requests_per_s", r.saturation},
           {"requests_per_s", r.rate},

@@ -16,7 +16,8 @@ namespace baton::app {
 
 struct ChaosReport {
   std::string model;
-  std::string prefill, decode;
+  std::string prefill, decode;  // as given; "": none
+  int data_parallel_size = 1;
   std::uint64_t seed = 0;
   double saturation = 0, rate = 0;  // requests/s
   double seconds = 0;               // under faults

@@ -46,7 +46,12 @@ Result<std::vector<std::unique_ptr<Device>>> CpuDevice::open(std::span<const Dev
 }
 
 CpuDevice::CpuDevice(Isa isa, std::vector<int> cores, std::shared_ptr<Group> group, Rank rank)
-    : isa_(isa), cores_(std::move(cores)), group_(std::move(group)), rank_(rank) {
+    : isa_(isa),
+      cores_(std::move(cores)),
+      node_(home_node(cores_)),
+      near_(node_ >= 0 ? cores_ : std::vector<int>{}),
+      group_(std::move(group)),
+      rank_(rank) {
   info_.kind = "cpu";
   info_.name = cpu_name() + ", " + std::to_string(cores_.size()) + (cores_.size() == 1 ? " core" : " cores");
   info_.isa = to_string(isa_);
@@ -63,19 +68,22 @@ Result<std::unique_ptr<Context>> CpuDevice::create_context(const ContextOptions&
 
 Result<std::unique_ptr<Buffer>> CpuDevice::allocate(std::size_t bytes) { return upcast<Buffer>(CpuBuffer::allocate(bytes)); }
 
-Result<std::unique_ptr<KvPool>> CpuDevice::create_kv_pool(KvSpec spec) { return upcast<KvPool>(CpuKvPool::create(spec)); }
+Result<std::unique_ptr<KvPool>> CpuDevice::create_kv_pool(KvSpec spec) { return upcast<KvPool>(CpuKvPool::create(spec, node_)); }
 
 Result<std::unique_ptr<Linear>> CpuDevice::prepare_linear(std::span<const HostWeight> parts, std::span<const float> bias,
                                                           ComputeType compute) {
+  const OnCores near(near_);
   return upcast<Linear>(make_linear(isa_, parts, bias, compute, weights_));
 }
 
 Result<std::unique_ptr<Embedding>> CpuDevice::prepare_embedding(const HostWeight& table, std::int32_t first_id) {
+  const OnCores near(near_);
   return upcast<Embedding>(CpuEmbedding::create(table, first_id));
 }
 
 Result<std::unique_ptr<RopeTable>> CpuDevice::prepare_rope(std::span<const double> inverse_frequencies, std::int64_t positions,
                                                            double attention_factor) {
+  const OnCores near(near_);
   return upcast<RopeTable>(CpuRopeTable::create(inverse_frequencies, positions, attention_factor));
 }
 

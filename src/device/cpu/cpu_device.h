@@ -33,6 +33,8 @@ class CpuDevice final : public Device {
   CpuDevice(Isa isa, std::vector<int> cores, std::shared_ptr<Group> group, Rank rank);
   const Isa isa_;
   const std::vector<int> cores_;
+  const int node_;                      // of NUMA, where all of the cores are; -1: there is but one, or they are of several
+  const std::vector<int> near_;         // where weights are prepared: the cores, or anywhere if the node does not matter
   const std::shared_ptr<Group> group_;  // null: the only rank
   const Rank rank_;
   const std::shared_ptr<WeightArena> weights_ = std::make_shared<WeightArena>();  // of all layers, in the order of their preparation

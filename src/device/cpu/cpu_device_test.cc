@@ -40,7 +40,7 @@ std::unique_ptr<Device> open(DeviceOptions options = {}) {
 }
 
 TEST(CpuDevice, RefusesMoreThreadsThanCores) {
-  const int cores = static_cast<int>(allowed_cores().size());
+  const int cores = static_cast<int>(ids_of(allowed_cpus()).size());
   const auto device = open_device({.threads = cores + 1});
   ASSERT_FALSE(device.ok());
   EXPECT_EQ(device.status().code(), Code::kInvalidArgument);
@@ -48,7 +48,7 @@ TEST(CpuDevice, RefusesMoreThreadsThanCores) {
 }
 
 TEST(CpuDevice, RefusesCoresThatItMayNotUseOrHasTwice) {
-  const int core = allowed_cores()[0];
+  const int core = ids_of(allowed_cpus())[0];
   EXPECT_EQ(open_device({.cores = {100000}}).status().code(), Code::kInvalidArgument);
   EXPECT_THAT(open_device({.cores = {core, core}}).status().message(), HasSubstr("twice"));
   EXPECT_THAT(open_device({.cores = {core}, .threads = 2}).status().message(), HasSubstr("2 threads but 1 cores"));
@@ -66,7 +66,8 @@ TEST(CpuDevice, RefusesAnInstructionSetThatItDoesNotKnowOrHave) {
 }
 
 TEST(CpuDevice, NumericsIdTellsApartWhatComputesDifferently) {
-  const auto best = open({.threads = 1}), scalar = open({.threads = 1, .isa = "scalar"}), two = open({.cores = {allowed_cores().back()}});
+  const auto best = open({.threads = 1}), scalar = open({.threads = 1, .isa = "scalar"}),
+             two = open({.cores = {ids_of(allowed_cpus()).back()}});
   EXPECT_EQ(best->numerics_id(ComputeType::kInt8, DType::kBF16), two->numerics_id(ComputeType::kInt8, DType::kBF16));
   EXPECT_NE(best->numerics_id(ComputeType::kInt8, DType::kBF16), best->numerics_id(ComputeType::kF32, DType::kBF16));
   EXPECT_NE(best->numerics_id(ComputeType::kInt8, DType::kBF16), best->numerics_id(ComputeType::kInt8, DType::kF16));
@@ -182,7 +183,7 @@ TEST(CpuContext, NotifyRunsInlineAndUploadsAreChecked) {
 // One decoder layer with everything that a step calls, on every team size there is.
 TEST(CpuContext, AStepInSteadyStateAllocatesNothing) {
   for (int threads : {1, 2}) {
-    if (threads > static_cast<int>(allowed_cores().size())) continue;
+    if (threads > static_cast<int>(ids_of(allowed_cpus()).size())) continue;
     const auto device = open({.threads = threads});
     auto context = device->create_context({.arena_bytes = 8u << 20}).value();
     constexpr std::int64_t kTokens = 40, kHeads = 9, kKvHeads = 3, kDim = 64, kHidden = 576, kVocabulary = 1000;

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "device/cpu/attention_kernel.h"
+#include "device/cpu/cores.h"
 #include "device/cpu/memory.h"
 
 namespace baton::device::cpu {
@@ -27,7 +28,7 @@ Status check(const KvSpec& spec) {
 
 }  // namespace
 
-Result<std::unique_ptr<CpuKvPool>> CpuKvPool::create(KvSpec spec) {
+Result<std::unique_ptr<CpuKvPool>> CpuKvPool::create(KvSpec spec, int node) {
   if (spec.block_tokens == 0) spec.block_tokens = kBlockTokens;
   BATON_RETURN_IF_ERROR(check(spec));
   const std::size_t bytes = spec.bytes(), available = available_memory();
@@ -53,6 +54,7 @@ Result<std::unique_ptr<CpuKvPool>> CpuKvPool::create(KvSpec spec) {
   void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (base == MAP_FAILED) return refuse(std::string("cannot be mapped (") + std::strerror(errno) + ")");
   madvise(base, bytes, MADV_HUGEPAGE);  // a wish: honoured where shmem_enabled says "advise"
+  place_on_node(base, bytes, node);
   pool->region_.base = static_cast<std::byte*>(base);
   pool->region_.bytes = bytes;
   return pool;

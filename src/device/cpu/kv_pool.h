@@ -14,8 +14,8 @@ constexpr int kBlockTokens = 32;
 class CpuKvPool final : public KvPool {
  public:
   // Pages appear when they are first written. kInvalidArgument for a shape that the kernels cannot serve; kResourceExhausted if the memory
-  // is not there, saying which size would fit.
-  static Result<std::unique_ptr<CpuKvPool>> create(KvSpec spec);
+  // is not there, saying which size would fit. `node`: of NUMA, see place_on_node().
+  static Result<std::unique_ptr<CpuKvPool>> create(KvSpec spec, int node);
   ~CpuKvPool() override;
   CpuKvPool(const CpuKvPool&) = delete;
   CpuKvPool& operator=(const CpuKvPool&) = delete;

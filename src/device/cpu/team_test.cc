@@ -21,7 +21,7 @@ namespace {
 
 // As many members as asked, on as many cores as there are: a team of this test may share cores.
 std::vector<int> cores_for(int members) {
-  const std::vector<int> allowed = allowed_cores();
+  const std::vector<int> allowed = ids_of(allowed_cpus());
   std::vector<int> cores;
   for (int i = 0; i < members; ++i) cores.push_back(allowed[static_cast<std::size_t>(i) % allowed.size()]);
   return cores;
