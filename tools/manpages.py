@@ -13,6 +13,7 @@ import sys
 EXAMPLES = {
     "serve": [
         ("One prefill worker, one decode worker, in the background:", "baton serve smollm2-135m --prefill 1 --decode 1 --detach"),
+        ("A prefill worker of two ranks and two decode workers:", "baton serve smollm2-135m --prefill 1xTP2 --decode 2"),
         ("One engine that does both phases, on four cores:", "baton serve ./model.gguf --cores 0-3 --port 8001"),
     ],
     "chat": [("One question, without a dialogue:", "baton chat -q 'What is a hand-off?'")],

@@ -4,10 +4,12 @@
 
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "app/args.h"
 #include "app/client_flags.h"
 #include "app/commands.h"
+#include "app/topology.h"
 #include "base/rng.h"
 
 namespace baton::app {
@@ -24,7 +26,9 @@ struct StreamResult {
 
 class Check {
  public:
-  Check(LocalHttp http, std::string prompt, int max_tokens) : http_(std::move(http)), prompt_(std::move(prompt)), max_tokens_(max_tokens) {}
+  // `expected`: the workers that must be there; none: whichever are.
+  Check(LocalHttp http, std::string prompt, int max_tokens, std::vector<WorkerPlan> expected)
+      : http_(std::move(http)), prompt_(std::move(prompt)), max_tokens_(max_tokens), expected_(std::move(expected)) {}
 
   Status run(double wait_s) {
     BATON_RETURN_IF_ERROR(wait_ready(wait_s));
@@ -51,11 +55,23 @@ class Check {
 
   Status find_topology() {
     BATON_ASSIGN_OR_RETURN(const HttpAnswer answer, http_.get("/debug/workers"));
+    std::vector<std::string> found, expected;
     for (const Json& worker : Json::parse(answer.body, nullptr, false)) {
-      prefill_ += worker.value("role", "") == "prefill";
-      decode_ += worker.value("role", "") == "decode";
+      const std::string role = worker.value("role", "");
+      prefill_ += role == "prefill";
+      decode_ += role == "decode";
+      found.push_back(in_words(worker.value("name", "?"), role, worker.value("tensor_parallel_size", 1)));
     }
+    for (const WorkerPlan& worker : expected_) expected.push_back(in_words(worker.name, worker.role, worker.ranks));
+    result["workers"] = found;
+    if (!expected.empty() && std::set(found.begin(), found.end()) != std::set(expected.begin(), expected.end()))
+      return Status(Code::kInternal,
+                    fmt::format("the server's workers are {}; expected: {}", fmt::join(found, ", "), fmt::join(expected, ", ")));
     return {};
+  }
+
+  static std::string in_words(const std::string& name, const std::string& role, int ranks) {
+    return fmt::format("{} ({}{})", name, role, ranks > 1 ? fmt::format(", TP={}", ranks) : "");
   }
 
   // A prompt that no cache holds, so that its KV has to be computed and handed over.
@@ -154,6 +170,7 @@ class Check {
   LocalHttp http_;
   const std::string prompt_;
   const int max_tokens_;
+  const std::vector<WorkerPlan> expected_;
   int prefill_ = 0, decode_ = 0;
   Json body_;
   std::string plain_text_, id_;
@@ -168,21 +185,35 @@ int run_check(Args args) {
   int max_tokens = 48;
   double wait_s = 60;
   bool json = false;
+  TopologyFlags topology;
+  int tensor_parallel_size = 1;
   CLI::App app(
       "Sends a plain and a streamed chat request (greedy, so both must say the same) and sees in the server's record that the KV cache was "
       "handed\n"
-      "from a prefill to a decode worker. Exit code 1 if anything is not as it should be.",
+      "from a prefill to a decode worker. With flags of a topology, as of `baton serve`: also that these workers serve, and no others.\n"
+      "Exit code 1 if anything is not as it should be.",
       "baton check");
   app.set_help_flag("-h,--help", "this text");
   client.add_to(app);
   app.add_option("--prompt", prompt, "what to say")->capture_default_str();
   app.add_option("--max-tokens", max_tokens, "length of the answers")->check(CLI::Range(2, 100000))->capture_default_str();
   app.add_option("--wait", wait_s, "seconds to wait until the server is ready")->capture_default_str();
+  topology.add_to(app);
+  app.add_option("--tensor-parallel-size", tensor_parallel_size, "the degree of workers where the flags above name none (-tp)")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str()
+      ->group("Topology");
   app.add_flag("--json", json, "as JSON");
   if (const auto code = parse_args(app, std::move(args))) return *code;
   auto http = client.open();
   if (!http.ok()) return fail(http.status());
-  Check check(std::move(http).value(), prompt, max_tokens);
+  std::vector<WorkerPlan> expected;
+  if (app.count("--prefill") + app.count("--decode") + app.count("--data-parallel-size") + app.count("--tensor-parallel-size") > 0) {
+    auto plan = plan_topology(topology, tensor_parallel_size);
+    if (!plan.ok()) return fail(plan.status());
+    expected = std::move(plan).value();
+  }
+  Check check(std::move(http).value(), prompt, max_tokens, std::move(expected));
   if (const Status status = check.run(wait_s); !status.ok()) return fail(status);
   const Json& r = check.result;
   if (json) {
@@ -190,7 +221,8 @@ int run_check(Args args) {
     return 0;
   }
   const Json& s = r["served"];
-  fmt::print("you      {}\nanswer   {}\n\n", prompt, r["answer"].get<std::string>());
+  fmt::print("you      {}\nanswer   {}\n\nworkers  {}\n", prompt, r["answer"].get<std::string>(),
+             fmt::join(r["workers"].get<std::vector<std::string>>(), ", "));
   if (s.value("disaggregated", false)) {
     const double bytes = s.value("kv_bytes", 0.0);
     fmt::print("served   prompt on {}, answer on {}; {} of KV handed over, {:.0f} % of it before the prompt was done\n",

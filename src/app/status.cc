@@ -31,17 +31,17 @@ std::optional<Json> server_state(int port) {
 }
 
 void print_workers(const Json& workers) {
-  fmt::print("{:<8} {:<8} {:<9} {:>7} {:>7} {:>9} {:>9} {:>10} {:>10}\n", "WORKER", "ROLE", "STATE", "RUNNING", "WAITING", "KV USED",
-             "KV TOTAL", "PROMPT TOK", "GEN TOK");
+  fmt::print("{:<8} {:<8} {:<9} {:>2} {:>7} {:>7} {:>9} {:>9} {:>10} {:>10}\n", "WORKER", "ROLE", "STATE", "TP", "RUNNING", "WAITING",
+             "KV USED", "KV TOTAL", "PROMPT TOK", "GEN TOK");
   for (const Json& w : workers) {
     const std::int64_t block = w.value("block_tokens", 0), total = w.value("blocks_total", 0);
     const std::int64_t used = total - w.value("blocks_free", 0) - w.value("blocks_cached", 0);
-    fmt::print("{:<8} {:<8} {:<9} {:>7} {:>7} {:>9} {:>9} {:>10} {:>10}\n", w.value("name", "?"), w.value("role", "?"),
+    fmt::print("{:<8} {:<8} {:<9} {:>2} {:>7} {:>7} {:>9} {:>9} {:>10} {:>10}\n", w.value("name", "?"), w.value("role", "?"),
                w.value("draining", false) ? "draining"
                : w.value("ready", false)  ? "ready"
                                           : "not ready",
-               w.value("running", 0), w.value("waiting", 0), used * block, total * block, w.value("prompt_tokens", 0),
-               w.value("generation_tokens", 0));
+               w.value("tensor_parallel_size", 1), w.value("running", 0), w.value("waiting", 0), used * block, total * block,
+               w.value("prompt_tokens", 0), w.value("generation_tokens", 0));
   }
 }
 

@@ -57,6 +57,7 @@ Status run(const WorkerFlags& flags) {
   options.kv = {config.layers, config.kv_heads, config.head_dim, std::string(to_string(setup.kv_dtype))};
   options.max_model_len = setup.options.max_model_len;
   options.max_num_seqs = setup.options.max_num_seqs;
+  options.tensor_parallel_size = flags.engine.tensor_parallel_size;
   const auto engine = engine::Engine::create(loop, std::move(setup.executor), setup.options);
   BATON_ASSIGN_OR_RETURN(const auto server, worker::Worker::create(loop, *engine, ranks, std::move(options)));
   log::info("{} ({}) listens on {}:{}, hand-off links on {}", flags.name, flags.role, flags.host, server->http_port(), server->link_port());

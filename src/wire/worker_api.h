@@ -23,7 +23,7 @@
 
 namespace baton::wire {
 
-inline constexpr int kProtocolVersion = 2;
+inline constexpr int kProtocolVersion = 3;
 
 // What finish_choice names. Request ids are the clients' and may be anybody's; this is the gateway's own.
 struct LegName {
@@ -115,7 +115,8 @@ struct WorkerStatus {
   int protocol = kProtocolVersion;
   std::string model_digest, numerics_id;
   KvSchema kv;
-  int link_port = 0;  // hand-off links (decode role)
+  int tensor_parallel_size = 1;  // ranks of its engine
+  int link_port = 0;             // hand-off links (decode role)
   bool ready = false;
   bool draining = false;
   // load

@@ -139,6 +139,7 @@ class Maker {
     s.incarnation = Incarnation(u64());
     s.model_digest = text(), s.numerics_id = text();
     s.kv = {natural(), natural(), natural(), text()};
+    s.tensor_parallel_size = natural();
     s.link_port = static_cast<int>(rng_.below(65536));
     s.ready = coin(), s.draining = coin();
     s.running = natural(), s.waiting = natural();

@@ -234,6 +234,7 @@ wire::WorkerStatus Node::status() const {
   s.incarnation = options_.incarnation;
   s.model_digest = options_.model_digest;
   s.numerics_id = options_.numerics_id;
+  s.tensor_parallel_size = options_.tensor_parallel_size;
   s.kv = options_.kv;
   s.link_port = options_.link_port;
   s.ready = !engine.failed && !draining_;
