@@ -69,7 +69,8 @@ Result<HttpAnswer> LocalHttp::post_events(const std::string& target, const std::
 Result<HttpAnswer> LocalHttp::run(net::HttpClientRequest request, std::function<bool(std::string_view)> on_event) {
   request.host = host_;
   request.port = port_;
-  if (!api_key_.empty()) request.headers.add("Authorization", "Bearer " + api_key_);
+  for (const auto& [name, value] : headers_.fields()) request.headers.add(name, value);
+  if (!api_key_.empty() && request.headers.get("Authorization").empty()) request.headers.add("Authorization", "Bearer " + api_key_);
   HttpAnswer answer;
   Status status;
   EventSplitter splitter;

@@ -31,6 +31,8 @@ class LocalHttp {
   Result<HttpAnswer> post_events(const std::string& target, const std::string& json, std::function<bool(std::string_view data)> on_event,
                                  Duration idle_timeout = std::chrono::minutes(10));
   void set_api_key(std::string key) { api_key_ = std::move(key); }
+  // Of each request; one named Authorization takes the place of the key.
+  void add_header(std::string name, std::string value) { headers_.add(std::move(name), std::move(value)); }
   net::EventLoop& loop() { return *loop_; }
   const std::string& host() const { return host_; }
   int port() const { return port_; }
@@ -40,6 +42,7 @@ class LocalHttp {
   std::string host_;
   int port_ = 0;
   std::string api_key_;
+  net::Headers headers_;
   std::unique_ptr<net::EventLoop> loop_;
   std::unique_ptr<net::HttpClient> client_;
 };
