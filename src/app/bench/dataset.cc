@@ -83,7 +83,7 @@ Requests load_burstgpt(const DatasetFlags& flags, const PromptMaker& maker) {
 
 bool DatasetFlags::is_trace() const { return name == "azure" || name == "mooncake" || name == "timed_trace"; }
 
-bool DatasetFlags::wants_full_answers() const { return name == "random" || name == "lengths" || is_trace(); }
+bool DatasetFlags::wants_full_answers() const { return name == "random" || name == "lengths" || name == "mix" || is_trace(); }
 
 void DatasetFlags::add_to(CLI::App& app) {
   const auto add = [&](const char* names, auto& field, const char* text) {
@@ -91,10 +91,10 @@ void DatasetFlags::add_to(CLI::App& app) {
   };
   const CLI::Range length(1, 1'000'000), length_or_none(0, 1'000'000);
   add("--dataset-name", name,
-      "random; lengths (CSV input_len,output_len; without a path 200 ShareGPT-like pairs); sharegpt; sonnet; burstgpt; custom (JSON "
-      "lines); "
+      "random; lengths (CSV input_len,output_len; without a path 200 ShareGPT-like pairs); mix (short chats and, beside them, long "
+      "prompts); sharegpt; sonnet; burstgpt; custom (JSON lines); "
       "traces with their own times: azure, mooncake (or timed_trace), without a path the first minutes of each")
-      ->check(CLI::IsMember({"random", "lengths", "sharegpt", "sonnet", "burstgpt", "custom", "azure", "mooncake", "timed_trace"}));
+      ->check(CLI::IsMember({"random", "lengths", "mix", "sharegpt", "sonnet", "burstgpt", "custom", "azure", "mooncake", "timed_trace"}));
   app.add_option("--dataset-path", path, "its file")->group("Dataset");
   add("--num-prompts", num_prompts, "requests to send, at most")->check(CLI::Range(1, 10'000'000));
   add("--seed", seed, "of prompts and arrivals");
@@ -108,6 +108,13 @@ void DatasetFlags::add_to(CLI::App& app) {
   add("--sonnet-input-len", sonnet_input_len, "prompt length of sonnet, at most")->check(length);
   add("--sonnet-output-len", sonnet_output_len, "its answer length")->check(length);
   add("--sonnet-prefix-len", sonnet_prefix_len, "about so many of its tokens are the same lines in all prompts")->check(length_or_none);
+  add("--mix-chat-input-len", mix_chat_input_len, "mean prompt length of mix's chats, which are uniform in half to one and a half of it")
+      ->check(length);
+  add("--mix-chat-output-len", mix_chat_output_len, "mean answer length of them, likewise")->check(length);
+  add("--mix-long-input-len", mix_long_input_len, "length of mix's long prompts")->check(length);
+  add("--mix-long-output-len", mix_long_output_len, "length of their answers")->check(length);
+  add("--mix-long-every", mix_long_every_s, "seconds from one long prompt to the next, whatever the rate of the chats")
+      ->check(CLI::Range(0.01, 1e6));
   add("--custom-output-len", custom_output_len, "answer length of custom; -1: each row's output_tokens")->check(CLI::Range(-1, 1'000'000));
   app.add_flag("--skip-chat-template,--custom-skip-chat-template", skip_chat_template, "custom prompts go to /v1/completions as they are")
       ->group("Dataset");
@@ -135,12 +142,13 @@ Result<std::vector<BenchRequest>> load_dataset(const DatasetFlags& flags, const 
                                                const text::ChatTemplate* chat_template) {
   if (flags.path.empty() && (flags.name == "sharegpt" || flags.name == "custom" || flags.name == "burstgpt"))
     return Status(Code::kInvalidArgument, fmt::format("--dataset-name {} needs --dataset-path", flags.name));
-  if (!flags.path.empty() && flags.name == "random")
+  if (!flags.path.empty() && (flags.name == "random" || flags.name == "mix"))
     return Status(Code::kInvalidArgument,
-                  "--dataset-path: random reads no file; say what the file is with --dataset-name (sharegpt, custom, ...)");
+                  "--dataset-path: " + flags.name + " reads no file; say what the file is with --dataset-name (sharegpt, custom, ...)");
   const PromptMaker maker(flags, tokenizer, as_text);
   Requests out = flags.name == "random"     ? load_random(flags, maker)
                  : flags.name == "lengths"  ? load_lengths(flags, maker)
+                 : flags.name == "mix"      ? load_mix(flags, maker)
                  : flags.name == "burstgpt" ? load_burstgpt(flags, maker)
                  : flags.name == "sharegpt" ? load_sharegpt(flags, tokenizer)
                  : flags.name == "sonnet"   ? load_sonnet(flags, tokenizer, chat_template, as_text)

@@ -22,10 +22,11 @@ struct BenchRequest {
   std::int64_t input_tokens = 0;  // as known here; 0 if unknown
   std::int64_t output_tokens = 0;
   double arrival_s = -1;  // of a trace: when it leaves, counted from the begin of the replay; -1: has no time of its own
+  std::string kind{};     // of mix: chat, long; else ""
 };
 
 struct DatasetFlags {
-  std::string name = "random";  // random, lengths, sharegpt, sonnet, burstgpt, custom, azure, mooncake (timed_trace)
+  std::string name = "random";  // random, lengths, mix, sharegpt, sonnet, burstgpt, custom, azure, mooncake (timed_trace)
   std::string path;             // "": the one in the program, for lengths, sonnet, azure, mooncake
   std::int64_t num_prompts = 1000;
   std::uint64_t seed = 0;
@@ -38,7 +39,10 @@ struct DatasetFlags {
   double trace_scale = 1;                          // the trace's clock runs so many times as fast
   double trace_start_s = 0, trace_duration_s = 0;  // the part of it to replay, in its own time; duration 0: to its end
   std::int64_t trace_max_len = 0;                  // leaves out what has more prompt and answer tokens together; 0: nothing
-  std::int64_t vocab_size = 20000;                 // ids to draw from where no tokenizer is known
+  std::int64_t mix_chat_input_len = 64, mix_chat_output_len = 128, mix_long_input_len = 2000, mix_long_output_len = 16;
+  double mix_long_every_s = 4;
+  double mix_rate = 0, mix_burstiness = 1;  // of mix's chats, which have times of their own: the command's rate; 0: all at once
+  std::int64_t vocab_size = 20000;          // ids to draw from where no tokenizer is known
 
   // The group "Dataset" of a command's help. `this` must outlive the parsing.
   void add_to(CLI::App& app);

@@ -67,6 +67,7 @@ using Requests = Result<std::vector<BenchRequest>>;
 Requests load_sharegpt(const DatasetFlags& flags, const text::Tokenizer* tokenizer);
 Requests load_sonnet(const DatasetFlags& flags, const text::Tokenizer* tokenizer, const text::ChatTemplate* chat_template, bool as_text);
 Requests load_custom(const DatasetFlags& flags, const text::Tokenizer* tokenizer, const text::ChatTemplate* chat_template, bool as_text);
+Requests load_mix(const DatasetFlags& flags, const PromptMaker& maker);  // mix.cc
 // trace.cc
 Requests load_azure(const DatasetFlags& flags, const PromptMaker& maker);
 Requests load_mooncake(const DatasetFlags& flags, const PromptMaker& maker);
