@@ -244,7 +244,7 @@ class BenchEngine {
 
 Status run(BenchEngineFlags& flags) {
   net::EventLoop loop;
-  if (flags.engine.threads == 0 && flags.engine.cores.empty()) flags.engine.threads = 1;
+  if (flags.engine.threads == 0 && flags.engine.cores.empty()) flags.engine.threads = flags.engine.tensor_parallel_size;
   const int longest =
       std::max(*std::max_element(flags.prompt.begin(), flags.prompt.end()), flags.context + flags.generate * (flags.repeats + 1)) + 1;
   const int most = *std::max_element(flags.batch.begin(), flags.batch.end());
