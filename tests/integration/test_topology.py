@@ -74,6 +74,29 @@ class TensorParallelTest(harness.BatonTest):
         self.assertEqual(in_parallel([lambda p=p: complete(whole.port, p, "") for p in PROMPTS]), alone)
 
 
+class HandOffTest(harness.BatonTest):
+    """Roles of any two degrees. The ranks share cores here, so that prompts are short."""
+
+    PROMPT = "The history of the lighthouse began when " * 8
+
+    def test_equal_degrees_say_what_one_engine_of_that_degree_does(self):
+        split = self.start("--prefill", "1xTP2", "--decode", "1xTP2", *SMALL)
+        result = self.baton("check", "--port", split.port, "--prefill", "1xTP2", "--decode", "1xTP2")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        answer = complete(split.port, self.PROMPT, "")
+        split.stop()
+        self.assertEqual(answer, complete(self.start("-tp", 2, *SMALL).port, self.PROMPT, ""))
+
+    def test_unequal_degrees_hand_over(self):
+        for prefill, decode in (("1xTP3", "1"), ("1", "1xTP2")):
+            server = self.start("--prefill", prefill, "--decode", decode, *SMALL)
+            result = self.baton("check", "--port", server.port, "--prefill", prefill, "--decode", decode)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("of KV handed over", result.stdout)
+            self.assertEqual(complete(server.port, self.PROMPT, "a"), complete(server.port, self.PROMPT, "b"))
+            server.stop()
+
+
 class RefusedTest(harness.BatonTest):
     """What cannot work ends `serve` with one error, before any process or port is there."""
 
