@@ -118,14 +118,19 @@ class Progress {
 };
 
 void announce(const BenchServeFlags& f, std::size_t n) {
-  std::string how = f.rate + " requests/s";
+  std::string how;
   if (f.load.ramp_up) {
-    how = fmt::format("from {} to {} requests/s", f.load.ramp_up->start_rps, f.load.ramp_up->end_rps);
+    how = fmt::format("from {} to {} requests/s, burstiness {}", f.load.ramp_up->start_rps, f.load.ramp_up->end_rps, f.load.burstiness);
+  } else if (f.report.request_rate > 0) {
+    how = fmt::format("{} requests/s, burstiness {}", f.rate, f.load.burstiness);
   } else if (f.dataset.is_trace() && f.load.request_rate == 0) {
-    how = fmt::format("the trace's own times, {} times as fast", f.dataset.trace_scale);
+    how =
+        f.dataset.trace_scale == 1 ? "at the trace's times" : fmt::format("at the trace's times, {} times as fast", f.dataset.trace_scale);
+  } else {
+    how = "all at once";
   }
-  std::fprintf(stderr, "Traffic: %zu requests, %s, burstiness %g, maximum concurrency %s\n", n, how.c_str(), f.load.burstiness,
-               f.load.max_concurrency > 0 ? std::to_string(f.load.max_concurrency).c_str() : "none");
+  if (f.load.max_concurrency > 0) how += fmt::format(", at most {} open", f.load.max_concurrency);
+  std::fprintf(stderr, "Traffic: %zu requests, %s\n", n, how.c_str());
 }
 
 // Prints, and saves where that is asked for.

@@ -110,10 +110,10 @@ void BenchServeFlags::add_traffic(CLI::App& app) {
 }
 
 void BenchServeFlags::add_sampling(CLI::App& app) {
-  const char* group = "Sampling (default: the server's)";
+  const char* group = "Sampling";
   app.add_flag("--ignore-eos", load.ignore_eos, "answers run to their full length (always so for random, lengths and traces)")
       ->group(group);
-  app.add_option("--temperature", temperature_, "0: greedy")->group(group);
+  app.add_option("--temperature", temperature_, "0: greedy (of this and the next six, the default is the server's)")->group(group);
   app.add_option("--top-p", top_p_, "smallest set of tokens with this probability")->group(group);
   app.add_option("--top-k", top_k_, "so many most probable tokens")->group(group);
   app.add_option("--min-p", min_p_, "tokens with this share of the highest probability")->group(group);
