@@ -69,6 +69,20 @@ TEST(ServeFlags, ATraceHasItsOwnTimesUntilARateIsGiven) {
   EXPECT_EQ(at_once.report.request_rate, 0) << "the table shows no rate";
 }
 
+TEST(ServeFlags, ChatsOfAMixComeAtTheRateAndLongPromptsInTheirOwnTime) {
+  BenchServeFlags f;
+  EXPECT_EQ(parse(f, {"--dataset-name", "mix", "--num-prompts", "20", "--request-rate", "2", "--burstiness", "inf"}), "");
+  EXPECT_EQ(f.report.request_rate, 2);
+  const auto requests = load_dataset(f.dataset, nullptr, false);
+  ASSERT_TRUE(requests.ok());
+  const std::vector<double> times = planned_times(*requests, f.load);
+  std::vector<double> chats, longs;
+  for (std::size_t i = 0; i < times.size(); ++i) ((*requests)[i].kind == "chat" ? chats : longs).push_back(times[i]);
+  ASSERT_EQ(chats.size(), 20u);
+  for (std::size_t i = 0; i < chats.size(); ++i) EXPECT_NEAR(chats[i], 0.5 * static_cast<double>(i + 1), 1e-9);
+  EXPECT_THAT(longs, ElementsAre(4, 8));
+}
+
 TEST(ServeFlags, SamplingGoesIntoTheBodyAndExtraBodyWins) {
   BenchServeFlags f;
   EXPECT_EQ(parse(f, {"--temperature", "0", "--top-p", "0.5", "--top-k", "7", "--min-p", "0.25", "--frequency-penalty", "0.5",
@@ -128,6 +142,7 @@ TEST(ServeFlags, WhatCannotBeIsRefusedByName) {
       {{"--ramp-up-strategy", "linear", "--ramp-up-start-rps", "0", "--ramp-up-end-rps", "2"}, "--ramp-up-start-rps"},
       {{"--ramp-up-strategy", "linear", "--ramp-up-start-rps", "1", "--ramp-up-end-rps", "2", "--request-rate", "2"}, "give one of them"},
       {{"--ramp-up-end-rps", "2"}, "want --ramp-up-strategy"},
+      {{"--dataset-name", "mix", "--arrival", "v0.7.3"}, "mix has arrivals of its own"},
       {{"--max-concurrency", "0"}, "--max-concurrency"},
       {{"--header", "x-a"}, "--header: expected KEY=VALUE, got `x-a`"},
       {{"--metadata", "=1"}, "--metadata: expected KEY=VALUE"},
