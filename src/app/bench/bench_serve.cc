@@ -136,10 +136,12 @@ void announce(const BenchServeFlags& f, std::size_t n) {
 // Prints, and saves where that is asked for.
 Status show(const BenchServeFlags& f, const RunFacts& facts, const LoadResult& result, const std::string& path) {
   const Report report = summarize(result.outcomes, result.duration, f.report);
-  const Json json = result_json(f, facts, result, report);
+  const auto by_kind = summarize_by_kind(result.outcomes, result.duration, f.report);
+  Json json = result_json(f, facts, result, report);
+  for (const auto& [kind, part] : by_kind) json["by_kind"][kind] = to_json(part, f.report);
   const std::string line = json.dump(2, ' ', false, Json::error_handler_t::replace);
   std::fputs(error_summary(report).c_str(), f.json ? stderr : stdout);
-  std::fputs(f.json ? (line + "\n").c_str() : table(report, f.report).c_str(), stdout);
+  std::fputs(f.json ? (line + "\n").c_str() : (table(report, f.report) + kinds_table(by_kind, f.report)).c_str(), stdout);
   std::fflush(stdout);
   if (!path.empty()) {
     const Status saved = save_result(path, f.append_result, json);

@@ -111,6 +111,7 @@ class Load {
     result_.outcomes[i].start = to_seconds(flight.sent - start_);
     result_.outcomes[i].queued = to_seconds(std::max(Duration(0), flight.sent - flight.due));
     result_.outcomes[i].input_tokens = requests_[i].input_tokens;
+    result_.outcomes[i].kind = requests_[i].kind;
     flight.call = client_->call(std::move(request),
                                 {[&flight](int status, const net::Headers&) { flight.status = status; },
                                  [this, i](std::string_view data) { on_data(i, data); }, [this, i](Status status) { on_done(i, status); }});

@@ -150,6 +150,29 @@ Report summarize(const std::vector<RequestOutcome>& outcomes, double duration, c
   return r;
 }
 
+std::map<std::string, Report> summarize_by_kind(const std::vector<RequestOutcome>& outcomes, double duration,
+                                                const ReportOptions& options) {
+  std::map<std::string, std::vector<RequestOutcome>> parts;
+  for (const RequestOutcome& o : outcomes) parts[o.kind].push_back(o);
+  std::map<std::string, Report> out;
+  if (parts.size() < 2) return out;
+  for (const auto& [kind, some] : parts) out[kind] = summarize(some, duration, options);
+  return out;
+}
+
+std::string kinds_table(const std::map<std::string, Report>& by_kind, const ReportOptions& options) {
+  std::string out;
+  for (const auto& [kind, r] : by_kind) {
+    std::string p;
+    const auto& itl = r.ms.at("itl");
+    for (std::size_t i = 0; i < itl.percentiles.size(); ++i)
+      p += fmt::format(", P{} {:.2f}", percentile_word(options.percentiles[i]), itl.percentiles[i]);
+    out += fmt::format("{:<10} {} requests; ms: mean TTFT {:.2f}; ITL mean {:.2f}, median {:.2f}{}\n", kind + ":", r.completed,
+                       r.ms.at("ttft").mean, itl.mean, itl.median, p);
+  }
+  return out;
+}
+
 std::string error_summary(const Report& r) {
   if (r.errors.empty()) return "";
   constexpr std::size_t kShown = 10;

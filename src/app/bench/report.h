@@ -18,7 +18,8 @@ struct RequestOutcome {
   std::vector<double> itl;                  // gaps between successive chunks with choices
   std::int64_t input_tokens = 0, output_tokens = 0;
   std::string text;
-  double queued = 0;  // from when it was due to when it was sent: what --max-concurrency made it wait
+  double queued = 0;   // from when it was due to when it was sent: what --max-concurrency made it wait
+  std::string kind{};  // the request's
 };
 
 // The last two are there only with a limit of concurrency, the last one only with a finite rate, too; as in vLLM.
@@ -48,6 +49,10 @@ struct Report {
 };
 
 Report summarize(const std::vector<RequestOutcome>& outcomes, double duration, const ReportOptions& options);
+// Of the requests of each kind apart; empty where all are of one.
+std::map<std::string, Report> summarize_by_kind(const std::vector<RequestOutcome>& outcomes, double duration, const ReportOptions& options);
+// A line for each, of what they felt; "" for none.
+std::string kinds_table(const std::map<std::string, Report>& by_kind, const ReportOptions& options);
 // What failed, for printing before the table; "" if nothing did.
 std::string error_summary(const Report& report);
 std::string table(const Report& report, const ReportOptions& options);

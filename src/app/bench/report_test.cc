@@ -46,6 +46,25 @@ TEST(Report, DefinitionsAndTable) {
   EXPECT_TRUE(to_json(r, options).contains("p99_itl_ms"));
 }
 
+TEST(Report, KindsOfRequestsApart) {
+  std::vector<RequestOutcome> outcomes(3);
+  outcomes[0] = {true, "", 0, 0.1, 0.2, {0.1}, 10, 2, ""};
+  outcomes[1] = {true, "", 0, 0.5, 1.5, {0.4, 0.6}, 2000, 3, ""};
+  outcomes[2].error = "refused";
+  EXPECT_TRUE(summarize_by_kind(outcomes, 2, {}).empty()) << "all of one kind";
+  outcomes[0].kind = outcomes[2].kind = "chat";
+  outcomes[1].kind = "long";
+  const auto by_kind = summarize_by_kind(outcomes, 2, {});
+  ASSERT_EQ(by_kind.size(), 2u);
+  EXPECT_EQ(by_kind.at("chat").completed, 1);
+  EXPECT_EQ(by_kind.at("chat").failed, 1);
+  EXPECT_DOUBLE_EQ(by_kind.at("long").ms.at("itl").mean, 500);
+  EXPECT_EQ(kinds_table(by_kind, {}),
+            "chat:      1 requests; ms: mean TTFT 100.00; ITL mean 100.00, median 100.00, P99 100.00\n"
+            "long:      1 requests; ms: mean TTFT 500.00; ITL mean 500.00, median 500.00, P99 598.00\n");
+  EXPECT_EQ(kinds_table({}, {}), "");
+}
+
 RequestOutcome outcome(double start, double ttft, std::vector<double> itl, std::int64_t tokens, double queued) {
   RequestOutcome o{true, "", start, ttft, ttft, std::move(itl), 10, tokens, "", queued};
   for (const double gap : o.itl) o.latency += gap;

@@ -60,6 +60,20 @@ Result<std::vector<std::pair<std::string, std::string>>> parse_pairs(const char*
 
 }  // namespace
 
+Result<std::map<std::string, double>> parse_goodput(const std::vector<std::string>& limits) {
+  std::map<std::string, double> out;
+  for (const std::string& g : limits) {
+    const std::size_t colon = g.find(':');
+    const std::string name = g.substr(0, colon);
+    const auto limit = colon == std::string::npos ? std::nullopt : parse_number(g.substr(colon + 1));
+    if ((name != "ttft" && name != "tpot" && name != "e2el") || !limit || *limit < 0)
+      return Status(Code::kInvalidArgument,
+                    fmt::format("--goodput: expected limits in ms for ttft, tpot or e2el, e.g. ttft:300, got `{}`", g));
+    out[name] = *limit;
+  }
+  return out;
+}
+
 void BenchServeFlags::add_to(CLI::App& app) {
   load.request_id_prefix = fmt::format("bench-{:08x}-", entropy_u64() & 0xFFFF'FFFF);
   client.add_to(app);
@@ -154,6 +168,13 @@ Status BenchServeFlags::interpret() {
   BATON_ASSIGN_OR_RETURN(load.headers, parse_pairs("--header", headers_));
   BATON_ASSIGN_OR_RETURN(metadata, parse_pairs("--metadata", metadata_text_));
   BATON_RETURN_IF_ERROR(interpret_traffic());
+  if (dataset.name == "mix") {  // which gives its chats their times, and its long prompts others
+    if (load.ramp_up)
+      return Status(Code::kInvalidArgument, "--ramp-up-strategy: the chats of --dataset-name mix come at one --request-rate");
+    dataset.mix_rate = load.request_rate;
+    dataset.mix_burstiness = load.burstiness;
+    load.request_rate = 0;
+  }
   BATON_RETURN_IF_ERROR(interpret_body());
   return interpret_results();
 }
@@ -225,15 +246,7 @@ Status BenchServeFlags::interpret_results() {
       return Status(Code::kInvalidArgument, fmt::format("--metric-percentiles: `{}` is not a number from 0 to 100", p));
     report.percentiles.push_back(*value);
   }
-  for (const std::string& g : goodput_) {
-    const std::size_t colon = g.find(':');
-    const std::string name = g.substr(0, colon);
-    const auto limit = colon == std::string::npos ? std::nullopt : parse_number(g.substr(colon + 1));
-    if ((name != "ttft" && name != "tpot" && name != "e2el") || !limit || *limit < 0)
-      return Status(Code::kInvalidArgument,
-                    fmt::format("--goodput: expected limits in ms for ttft, tpot or e2el, e.g. ttft:300, got `{}`", g));
-    report.goodput_ms[name] = *limit;
-  }
+  BATON_ASSIGN_OR_RETURN(report.goodput_ms, parse_goodput(goodput_));
   return {};
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 // The flags of `baton bench serve`, and what they mean for dataset, load, report and saved result.
 
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -12,6 +13,9 @@
 #include "app/client_flags.h"
 
 namespace baton::app {
+
+// Limits of --goodput, "ttft:300" -> ms by name.
+Result<std::map<std::string, double>> parse_goodput(const std::vector<std::string>& limits);
 
 struct BenchServeFlags {
   ClientFlags client;
