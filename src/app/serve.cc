@@ -35,6 +35,7 @@ struct ServeFlags {
   FrontFlags front;
   TopologyFlags topology;
   bool detach = false;
+  int lifetime_fd = -1;
   double ready_timeout_s = 600;
 };
 
@@ -74,6 +75,7 @@ class Serve {
     started_ = loop_.clock().now();
     // Before there are children: a signal that comes now is acted upon once the loop runs, and nothing stays behind.
     loop_.on_signals({SIGTERM, SIGINT}, [this](int) { on_signal(); });
+    watch_lifetime(loop_, flags_.lifetime_fd);
     if (const Status status = prepare(); !status.ok()) return report(status);
     if (const Status status = start(); !status.ok()) return report(status);
     poll_ready();
@@ -310,6 +312,7 @@ int run_serve(Args args) {
   flags.topology.add_to(app);
   app.add_flag("--detach", flags.detach, "return once the server is ready; it goes on in the background");
   app.add_option("--ready-timeout", flags.ready_timeout_s, "seconds to become ready")->capture_default_str();
+  app.add_option("--lifetime-fd", flags.lifetime_fd, "a pipe whose end means: exit")->group("");
   std::string config;
   app.add_option("--config", config, "YAML file of flags; the command line wins");
   flags.engine.add_to(app);

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import harness
 from harness import ALIAS, need_model
 
-COMMANDS = [["serve"], ["chat"], ["check"], ["status"], ["stop"], ["pull"], ["bench"], ["bench", "serve"], ["bench", "engine"], ["chaos"], ["doctor"], ["gateway"], ["worker"]]
+COMMANDS = [["serve"], ["chat"], ["check"], ["status"], ["stop"], ["pull"], ["bench"], ["bench", "serve"], ["bench", "engine"], ["bench", "compare"], ["chaos"], ["doctor"], ["gateway"], ["worker"]]
 
 
 class CommandLineTest(harness.BatonTest):

@@ -1,5 +1,5 @@
 #pragma once
-// The two benchmarks behind `baton bench`.
+// The benchmarks behind `baton bench`.
 
 #include "app/commands.h"
 
@@ -7,5 +7,6 @@ namespace baton::app {
 
 int run_bench_serve(Args args);
 int run_bench_engine(Args args);
+int run_bench_compare(Args args);
 
 }  // namespace baton::app

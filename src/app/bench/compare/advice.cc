@@ -117,33 +117,51 @@ Verdict compare(const ArmResult& pd, const ArmResult& other) {
   return v;
 }
 
-// Against the best of the arms that are not disaggregated, by what decides.
-std::string on_disaggregation(const Comparison& c) {
-  const bool limited = !c.goodput_ms.empty();
-  const Measure& decides = measure(limited ? "goodput" : "mean_e2el");
-  const ArmResult *pd = nullptr, *other = nullptr;
-  for (const Rank& r : ranking(c, decides)) {
-    const ArmResult*& place = r.arm->arm.disaggregated ? pd : other;
-    if (!place) place = r.arm;
+// What decides between two arms, and whether it tells them apart.
+struct Decision {
+  double mine = 0, others = 0;
+  bool alike = false, better = false;
+};
+
+Decision decide(const Comparison& c, const ArmResult& pd, const ArmResult& other) {
+  if (!c.goodput_ms.empty()) {
+    constexpr double kAlike = 0.03;  // a rate has one run in the sweep: there is no spread to go by
+    const double mine = best_goodput(pd)->first, others = best_goodput(other)->first;
+    return {mine, others, std::abs(mine - others) <= kAlike * std::max(mine, others), mine > others};
   }
+  const Measure& e2el = measure("mean_e2el");
+  const Figure mine = *figure(pd, e2el), others = *figure(other, e2el);
+  return {mine.median, others.median, alike(mine, others), mine.median < others.median};
+}
+
+// The best of the arms with and without disaggregation, by what decides.
+std::pair<const ArmResult*, const ArmResult*> opponents(const Comparison& c) {
+  const ArmResult *pd = nullptr, *other = nullptr;
+  for (const Rank& r : ranking(c, measure("mean_e2el"))) {
+    const ArmResult*& place = r.arm->arm.disaggregated ? pd : other;
+    if (!place || (!c.goodput_ms.empty() && best_goodput(*r.arm)->first > best_goodput(*place)->first)) place = r.arm;
+  }
+  return {pd, other};
+}
+
+std::string on_disaggregation(const Comparison& c) {
+  const auto [pd, other] = opponents(c);
   if (!pd || !other) return "";
-  const Figure mine = *figure(*pd, decides), others = *figure(*other, decides);
+  const std::string what = c.goodput_ms.empty() ? "end-to-end latency" : "goodput";
   const Verdict v = compare(*pd, *other);
-  const std::string what = fmt::format("{}{}{}", v.better.empty() ? "" : "better: " + join(v.better),
-                                       v.better.empty() || v.worse.empty() ? "" : "; ", v.worse.empty() ? "" : "worse: " + join(v.worse));
-  const std::string against = fmt::format("against {}, the best arm without it{}", other->arm.name, what.empty() ? "" : " (" + what + ")");
+  std::string details = v.better.empty() ? "" : "better: " + join(v.better);
+  if (!v.worse.empty()) details += (details.empty() ? "worse: " : "; worse: ") + join(v.worse);
+  const std::string against = fmt::format("against {}, the best arm without it{}", other->arm.name,
+                                          details.empty() ? "" : fmt::format(" (at {:.2f} requests/s {})", c.rate, details));
   if (pd->failed() > 0 || other->failed() > 0)
     return fmt::format("Requests failed, so whether disaggregation pays is not said; {}.", against);
-  if (alike(mine, others)) {
-    return v.better.empty() || v.worse.size() >= v.better.size()
-               ? fmt::format("Disaggregation does not pay here: alike {}.", against)
-               : fmt::format("Disaggregation pays in steadiness alone here: alike by {} {}.", limited ? "goodput" : "end-to-end latency",
-                             against);
+  const Decision d = decide(c, *pd, *other);
+  if (d.alike) {
+    return v.better.size() <= v.worse.size() ? fmt::format("Disaggregation does not pay here: {} is alike {}.", what, against)
+                                             : fmt::format("Disaggregation does not change {} here, but other measures {}.", what, against);
   }
-  const bool pays = (mine.median > others.median) == decides.more_is_better;
-  return fmt::format("Disaggregation {} here: {} {} {}.", pays ? "pays" : "does not pay", limited ? "goodput" : "end-to-end latency",
-                     others.median > 0 ? percent((mine.median - others.median) / others.median) : fmt::format("{:.2f}", mine.median),
-                     against);
+  return fmt::format("Disaggregation {} here: {} {} {}.", d.better ? "pays" : "does not pay", what,
+                     d.others > 0 ? percent((d.mine - d.others) / d.others) : fmt::format("{:.2f}/s instead of none", d.mine), against);
 }
 
 }  // namespace

@@ -21,7 +21,8 @@ h1{font-size:1.5rem;line-height:1.25;margin:0 0 4px}h2{font-size:1.15rem;margin:
 .errors ul,.notes{margin:4px 0;padding-left:20px;overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
 th,td{padding:5px 10px;text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}
-thead th{border-bottom:2px solid var(--grid);vertical-align:bottom;font-weight:600}tbody tr.figures td{border-top:1px solid var(--grid);padding-top:8px}
+thead th{vertical-align:bottom;font-weight:600}thead tr:last-child th{border-bottom:2px solid var(--grid)}th[colspan]{text-align:center}
+.wide th:first-child,.wide td:first-child{position:sticky;left:0;background:var(--paper)}tbody tr.figures td{border-top:1px solid var(--grid);padding-top:8px}
 tr.spread td,tr.difference td{font-size:.82rem;color:var(--soft);padding-top:0}tr.spread td:first-child,tr.difference td:first-child{padding-left:24px}
 td.good{color:var(--good)!important}td.bad{color:var(--bad)!important}
 .swatch{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:7px}

@@ -141,7 +141,7 @@ Comparison comparison() {
       Step step;
       step.purpose = rate == 2 ? Purpose::kMeasure : Purpose::kSweep;
       step.rate = rate;
-      arm.runs.push_back(make_run(step, outcomes, 30, {}, {}));
+      arm.runs.push_back(make_run(step, outcomes, 30, {}));
     }
     c.arms.push_back(std::move(arm));
   }

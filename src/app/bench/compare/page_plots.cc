@@ -10,7 +10,7 @@
 namespace baton::app {
 namespace {
 
-constexpr double kMostPercentile = 99.99;
+constexpr double kLeastPercentile = 5, kMostPercentile = 99.99;
 
 // Percentiles on an axis on which each nine takes as much room as the one before: value 1 / (share above).
 double nines(double percentile) { return 1 / (1 - percentile / 100); }
@@ -41,9 +41,9 @@ std::optional<Plot> distribution(const Comparison& c, const char* title, void (*
   Plot plot;
   plot.title = title;
   plot.x = {"percentile", true, 1, std::numeric_limits<double>::quiet_NaN(), {}};
-  plot.y = {"ms", true, {}, {}, {}};
-  plot.y.low = plot.y.high = std::numeric_limits<double>::quiet_NaN();
-  double most = 1;
+  plot.y.title = "ms";
+  plot.y.log = true;
+  double most = 1, low = std::numeric_limits<double>::infinity();
   for (std::size_t a = 0; a < c.arms.size(); ++a) {
     std::vector<double> values;
     for (const ArmRun* run : c.arms[a].measured())
@@ -52,10 +52,14 @@ std::optional<Plot> distribution(const Comparison& c, const char* title, void (*
     Series series{c.arms[a].arm.name, static_cast<int>(a % 6), quantiles(std::move(values)), false, false};
     if (series.points.empty()) continue;
     most = std::max(most, series.points.back().first);
+    // Tokens that arrive together are no time apart: a log axis down to them would show nothing else.
+    for (const auto& [x, y] : series.points)
+      if (x <= nines(kLeastPercentile)) low = std::min(low, std::max(y, series.points.back().second / 1e4));
     plot.series.push_back(std::move(series));
   }
   if (plot.series.empty()) return std::nullopt;
   plot.x.high = most;
+  plot.y.low = low;
   plot.x.ticks = percentile_ticks(100 * (1 - 1 / most));
   return plot;
 }
@@ -65,20 +69,20 @@ std::optional<Plot> itl_over_time(const ArmResult& arm, int colour, double secon
   const auto runs = arm.measured();
   if (runs.empty()) return std::nullopt;
   const ArmRun& run = *runs[runs.size() / 2];
-  constexpr int kSlices = 60;
-  std::vector<std::vector<double>> slices(kSlices);
+  const int count = std::clamp(static_cast<int>(seconds), 10, 60);
+  std::vector<std::vector<double>> slices(static_cast<std::size_t>(count));
   for (const RequestOutcome& o : run.outcomes) {
     double at = o.start + o.ttft;
     for (const double gap : o.itl) {
       at += gap;
-      slices[static_cast<std::size_t>(std::clamp(at / seconds * kSlices, 0.0, kSlices - 1.0))].push_back(gap * 1e3);
+      slices[static_cast<std::size_t>(std::clamp(at / seconds * count, 0.0, count - 1.0))].push_back(gap * 1e3);
     }
   }
   Series median{"median", colour, {}, false, false}, p99{"P99", colour, {}, false, true};
-  for (int i = 0; i < kSlices; ++i) {
+  for (int i = 0; i < count; ++i) {
     auto& slice = slices[static_cast<std::size_t>(i)];
     std::ranges::sort(slice);
-    const double x = (i + 0.5) * seconds / kSlices, none = std::numeric_limits<double>::quiet_NaN();
+    const double x = (i + 0.5) * seconds / count, none = std::numeric_limits<double>::quiet_NaN();
     median.points.emplace_back(x, slice.empty() ? none : percentile(slice, 50));
     p99.points.emplace_back(x, slice.empty() ? none : percentile(slice, 99));
   }
@@ -92,20 +96,19 @@ std::optional<Plot> itl_over_time(const ArmResult& arm, int colour, double secon
 
 // One panel an arm, all with the same axes.
 void add_itl_over_time(const Comparison& c, std::vector<Plot>& out) {
-  double seconds = 0, low = 1e300, high = 0;
+  double seconds = 0;
+  std::vector<double> gaps;
   for (const ArmResult& arm : c.arms)
     for (const ArmRun* run : arm.measured()) {
       seconds = std::max(seconds, run->report.duration);
       for (const RequestOutcome& o : run->outcomes)
-        for (const double gap : o.itl) {
-          if (gap > 0) low = std::min(low, gap * 1e3);
-          high = std::max(high, gap * 1e3);
-        }
+        for (const double gap : o.itl) gaps.push_back(gap * 1e3);
     }
-  if (high <= 0 || seconds <= 0) return;
+  if (gaps.empty() || seconds <= 0) return;
+  std::ranges::sort(gaps);
+  const double high = gaps.back() * 1.05, low = std::max(percentile(gaps, kLeastPercentile) / 1.2, high / 1e4);
   for (std::size_t a = 0; a < c.arms.size(); ++a)
-    if (auto plot = itl_over_time(c.arms[a], static_cast<int>(a % 6), seconds, std::max(low, high / 1e4), high * 1.05))
-      out.push_back(std::move(*plot));
+    if (auto plot = itl_over_time(c.arms[a], static_cast<int>(a % 6), seconds, low, high)) out.push_back(std::move(*plot));
 }
 
 // A value against the offered rate, over all runs; repeats at one rate as their median.

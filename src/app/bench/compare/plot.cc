@@ -214,8 +214,8 @@ std::string svg(const Plot& plot) {
   std::string out = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">", kWidth, kHeight, escape_xml(plot.title));
   out += fmt::format("<text class=\"title\" x=\"{:.1f}\" y=\"16\">{}</text>", kLeft, escape_xml(plot.title));
   for (const auto& [series, lx, ly] : legend.entries) {
-    out += fmt::format("<line class=\"series\" {} x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\"/>", stroke(series->colour), lx,
-                       ly - 4, lx + 18, ly - 4);
+    out += fmt::format("<line class=\"series{}\" {} x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\"/>",
+                       series->dashed ? " dashed" : "", stroke(series->colour), lx, ly - 4, lx + 18, ly - 4);
     out += fmt::format("<text class=\"tick\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", lx + 23, ly, escape_xml(series->name));
   }
   draw_axes(plot, x, y, top, out);

@@ -26,8 +26,8 @@ struct Series {
   std::string name;
   int colour = 0;  // 0..5
   std::vector<std::pair<double, double>> points;
-  bool dots = false;    // a dot at each point, besides the line
-  bool dashed = false;  // and without a place in the legend where a series of the same name has one
+  bool dots = false;  // a dot at each point, besides the line
+  bool dashed = false;
 };
 
 // A vertical line.

@@ -1,7 +1,8 @@
 #include "app/bench/compare/result.h"
 
+#include <spdlog/fmt/fmt.h>
+
 #include <algorithm>
-#include <set>
 
 namespace baton::app {
 namespace {
@@ -19,8 +20,7 @@ const Report::Summary& itl(const Report& r) { return r.ms.at("itl"); }
 
 }  // namespace
 
-ArmRun make_run(const Step& step, std::vector<RequestOutcome> outcomes, double duration, const std::vector<std::string>& kinds,
-                const std::map<std::string, double>& goodput_ms) {
+ArmRun make_run(const Step& step, std::vector<RequestOutcome> outcomes, double duration, const std::map<std::string, double>& goodput_ms) {
   ArmRun run;
   run.purpose = step.purpose;
   run.rate = step.rate;
@@ -28,17 +28,7 @@ ArmRun make_run(const Step& step, std::vector<RequestOutcome> outcomes, double d
   run.kept_up = kept_up(outcomes, step.rate, duration);
   const ReportOptions options = report_options(goodput_ms);
   run.report = summarize(outcomes, duration, options);
-  const std::set<std::string> distinct(kinds.begin(), kinds.end());
-  if (distinct.size() > 1) {
-    for (const std::string& kind : distinct) {
-      std::vector<RequestOutcome> some;
-      for (std::size_t i = 0; i < outcomes.size(); ++i)
-        if (kinds[i] == kind) some.push_back(outcomes[i]);
-      run.by_kind[kind] = summarize(some, duration, options);
-    }
-  }
-  for (const RequestOutcome& o : outcomes)
-    if (!o.ok) ++run.errors[o.error];
+  run.by_kind = summarize_by_kind(outcomes, duration, options);
   run.outcomes = std::move(outcomes);
   return run;
 }
@@ -120,13 +110,26 @@ std::optional<std::pair<double, double>> best_goodput(const ArmResult& arm) {
   std::optional<std::pair<double, double>> best;
   std::map<double, std::vector<double>> by_rate;  // several repeats at one rate count as their median
   for (const ArmRun& run : arm.runs)
-    if (run.rate > 0 && run.report.goodput >= 0) by_rate[run.rate].push_back(run.report.goodput);
+    if (run.purpose != Purpose::kSearch && run.rate > 0 && run.report.goodput >= 0) by_rate[run.rate].push_back(run.report.goodput);
   for (auto& [rate, values] : by_rate) {
     std::ranges::sort(values);
     const double median = percentile(values, 50);
     if (!best || median > best->first) best = {median, rate};
   }
   return best;
+}
+
+std::string too_short(const ArmResult& arm, std::size_t requests) {
+  constexpr double kAnswersMin = 4;  // that an arm should live through while requests come
+  for (const ArmRun& run : arm.runs) {
+    if (run.purpose != Purpose::kSearch || run.rate <= 0 || run.rate != arm.sustained) continue;
+    const double lasts = static_cast<double>(requests) / run.rate, answer = run.report.ms.at("e2el").mean / 1e3;
+    if (lasts < kAnswersMin * answer)
+      return fmt::format(
+          "{}: requests come for {:.0f} s at what it sustains, and an answer takes {:.1f} s; more --num-prompts would tell better",
+          arm.arm.name, lasts, answer);
+  }
+  return "";
 }
 
 }  // namespace baton::app

@@ -22,15 +22,12 @@ struct ArmRun {
   KeptUp kept_up;
   Report report;                          // with percentiles kComparePercentiles
   std::map<std::string, Report> by_kind;  // where the dataset has several kinds of requests
-  std::map<std::string, int> errors;      // message -> requests
   std::vector<RequestOutcome> outcomes;
 };
 inline constexpr double kComparePercentiles[] = {90, 99};
 inline constexpr std::size_t kP99 = 1;  // its place among them
 
-// `kinds`: one a request, or none.
-ArmRun make_run(const Step& step, std::vector<RequestOutcome> outcomes, double duration, const std::vector<std::string>& kinds,
-                const std::map<std::string, double>& goodput_ms);
+ArmRun make_run(const Step& step, std::vector<RequestOutcome> outcomes, double duration, const std::map<std::string, double>& goodput_ms);
 
 struct ArmResult {
   Arm arm;
@@ -93,8 +90,12 @@ std::optional<Figure> figure(const ArmResult& arm, const Measure& measure, const
 // (arm - first) / first; nullopt where one of the two has none.
 std::optional<double> difference(const ArmResult& arm, const ArmResult& first, const Measure& measure);
 
-// The most good requests per second that any run of an arm had at a finite rate, and at which rate; nullopt without limits or runs.
+// The most good requests per second that an arm had at a rate that all arms were given, and that rate; nullopt without limits or runs.
 std::optional<std::pair<double, double>> best_goodput(const ArmResult& arm);
+
+// What forbids to rely on an arm's saturation: runs that are short beside an answer, since an arm is never full in them; "" if nothing
+// does.
+std::string too_short(const ArmResult& arm, std::size_t requests);
 
 // Which arm serves this load best, by what, and whether disaggregation pays, by how much.
 std::string advice(const Comparison& comparison);

@@ -35,7 +35,7 @@ ArmRun run(double ttft_ms, double gap_ms, int repeat, double rate = 2, Purpose p
   step.repeat = repeat;
   auto o = outcomes(ttft_ms, gap_ms);
   const double duration = o.back().start + o.back().latency;
-  return make_run(step, std::move(o), duration, {}, goodput);
+  return make_run(step, std::move(o), duration, goodput);
 }
 
 ArmResult arm(const std::string& name, std::vector<std::pair<double, double>> ttft_and_gap_ms, bool disaggregated = false) {
@@ -87,14 +87,13 @@ TEST(Result, SearchAndSweepRunsAreNotRepeats) {
 TEST(Result, KindsOfRequestsApart) {
   auto o = outcomes(100, 10);
   for (std::size_t i = 0; i < o.size(); i += 5) o[i].itl.assign(4, 0.5);
-  std::vector<std::string> kinds(o.size(), "chat");
-  for (std::size_t i = 0; i < o.size(); i += 5) kinds[i] = "long";
+  for (std::size_t i = 0; i < o.size(); ++i) o[i].kind = i % 5 == 0 ? "long" : "chat";
   ArmResult a;
   a.arm.name = "a";
   Step step;
   step.purpose = Purpose::kMeasure;
   step.rate = 2;
-  a.runs.push_back(make_run(step, o, 11, kinds, {}));
+  a.runs.push_back(make_run(step, o, 11, {}));
   const auto rows = kind_rows(comparison({a}));
   ASSERT_EQ(rows.size(), 2U);
   EXPECT_EQ(rows[0].kind, "chat");
@@ -107,6 +106,7 @@ TEST(Result, KindsOfRequestsApart) {
 TEST(Result, BestGoodputIsTheMedianAtTheBestFiniteRate) {
   ArmResult a;
   a.runs.push_back(run(100, 10, 0, 0, Purpose::kSearch, {{"ttft", 300}}));
+  a.runs.push_back(run(1, 10, 0, 9, Purpose::kSearch, {{"ttft", 300}}));  // no other arm was given this rate
   a.runs.push_back(run(100, 10, 0, 2, Purpose::kMeasure, {{"ttft", 300}}));
   a.runs.push_back(run(400, 10, 1, 2, Purpose::kMeasure, {{"ttft", 300}}));  // none keeps the limit
   a.runs.push_back(run(100, 10, 2, 2, Purpose::kMeasure, {{"ttft", 300}}));
@@ -118,6 +118,16 @@ TEST(Result, BestGoodputIsTheMedianAtTheBestFiniteRate) {
   EXPECT_EQ(best_goodput(arm("b", {{1, 1}})), std::nullopt);
 }
 
+TEST(Result, RunsThatAreShortBesideAnAnswerAreTooShort) {
+  ArmResult a = arm("a", {});
+  a.runs.push_back(run(1000, 500, 0, 2, Purpose::kSearch));  // an answer takes 3 s
+  a.sustained = 2;
+  EXPECT_THAT(too_short(a, 20), HasSubstr("come for 10 s at what it sustains, and an answer takes 3.0 s"));
+  EXPECT_EQ(too_short(a, 30), "");
+  a.sustained = 0;
+  EXPECT_EQ(too_short(a, 20), "");
+}
+
 TEST(Advice, NamesTheBestByEndToEndLatencyAndSaysWhenDisaggregationDoesNotPay) {
   const auto c =
       comparison({arm("tp2", {{100, 40}, {101, 41}}), arm("dp", {{100, 20}, {101, 21}}), arm("pd", {{300, 30}, {301, 31}}, true)});
@@ -126,7 +136,7 @@ TEST(Advice, NamesTheBestByEndToEndLatencyAndSaysWhenDisaggregationDoesNotPay) {
   EXPECT_THAT(text, HasSubstr("First token soonest: tp2 and dp"));
   EXPECT_THAT(text, HasSubstr("lowest P99 ITL: dp"));
   EXPECT_THAT(text, HasSubstr("Disaggregation does not pay here: end-to-end latency +131.5 % against dp"));
-  EXPECT_THAT(text, HasSubstr("worse: end-to-end latency +131.5 %"));
+  EXPECT_THAT(text, HasSubstr("(at 2.00 requests/s worse: end-to-end latency +131.5 %"));
 }
 
 TEST(Advice, SaysWhenDisaggregationPaysAndByHowMuch) {
@@ -138,7 +148,7 @@ TEST(Advice, SaysWhenDisaggregationPaysAndByHowMuch) {
 TEST(Advice, WhatTheRepeatsDoNotTellApartIsAlike) {
   const auto c = comparison({arm("dp", {{100, 20}, {110, 22}}), arm("pd", {{105, 20}, {100, 21}}, true)});
   EXPECT_THAT(advice(c), HasSubstr("pd and dp finish an answer soonest"));
-  EXPECT_THAT(advice(c), HasSubstr("does not pay here: alike against dp"));
+  EXPECT_THAT(advice(c), HasSubstr("does not pay here: end-to-end latency is alike against dp"));
 }
 
 TEST(Advice, GoodputDecidesWhereThereAreLimits) {
@@ -155,7 +165,7 @@ TEST(Advice, GoodputDecidesWhereThereAreLimits) {
   }
   c.arms = {dp, pd};
   EXPECT_THAT(advice(c), HasSubstr("Under tpot:15, pd serves this load best: 1.97 good requests/s at 2.00 requests/s (dp 0.00)"));
-  EXPECT_THAT(advice(c), HasSubstr("Disaggregation pays here: goodput 1.97 against dp"));
+  EXPECT_THAT(advice(c), HasSubstr("Disaggregation pays here: goodput 1.97/s instead of none against dp"));
 }
 
 TEST(Advice, FailedRequestsForbidAVerdictAndAnArmThatFailedIsNotBest) {
@@ -165,7 +175,7 @@ TEST(Advice, FailedRequestsForbidAVerdictAndAnArmThatFailedIsNotBest) {
   Step step;
   step.purpose = Purpose::kMeasure;
   step.rate = 2;
-  c.arms[1].runs[0] = make_run(step, c.arms[1].runs[0].outcomes, 11, {}, {});
+  c.arms[1].runs[0] = make_run(step, c.arms[1].runs[0].outcomes, 11, {});
   EXPECT_THAT(advice(c), HasSubstr("dp finishes an answer soonest"));
   EXPECT_THAT(advice(c), HasSubstr("Requests failed, so whether disaggregation pays is not said"));
   const std::string text = table(c);

@@ -38,8 +38,7 @@ Json to_json(const ArmRun& run, const Comparison& c) {
            {"request_rate", run.rate > 0 ? Json(run.rate) : Json("inf")},
            {"repeat", run.repeat},
            {"sustained", run.kept_up.sustained},
-           {"completed_while_offered", run.kept_up.completed},
-           {"errors", run.errors}};
+           {"completed_while_offered", run.kept_up.completed}};
   out.update(to_json(run.report, options));
   for (const auto& [kind, report] : run.by_kind) out["by_kind"][kind] = to_json(report, options);
   return out;
@@ -112,19 +111,13 @@ std::vector<std::string> troubles(const Comparison& c) {
   std::vector<std::string> out;
   for (const ArmResult& arm : c.arms) {
     if (!arm.failure.empty()) out.push_back(fmt::format("{}: {}", arm.arm.name, arm.failure));
-    std::map<std::string, int> messages;
-    std::size_t sent = 0;
-    for (const ArmRun& run : arm.runs) {
-      sent += run.outcomes.size();
-      for (const auto& [message, n] : run.errors) messages[message] += n;
-    }
-    std::vector<std::pair<int, std::string>> by_count;
-    for (const auto& [message, n] : messages) by_count.emplace_back(n, message);
-    std::ranges::stable_sort(by_count, std::greater<>(), [](const auto& e) { return e.first; });
+    std::vector<RequestOutcome> all;  // counted together: a kind of failure is told once an arm
+    for (const ArmRun& run : arm.runs) all.insert(all.end(), run.outcomes.begin(), run.outcomes.end());
+    const auto errors = summarize(all, 1, {}).errors;
     constexpr std::size_t kShown = 5;
-    for (std::size_t i = 0; i < by_count.size() && i < kShown; ++i)
-      out.push_back(fmt::format("{}: {} of {} requests failed: {}", arm.arm.name, by_count[i].first, sent, by_count[i].second));
-    if (by_count.size() > kShown) out.push_back(fmt::format("{}: and {} more kinds of failure", arm.arm.name, by_count.size() - kShown));
+    for (std::size_t i = 0; i < errors.size() && i < kShown; ++i)
+      out.push_back(fmt::format("{}: {} of {} requests failed: {}", arm.arm.name, errors[i].second, all.size(), errors[i].first));
+    if (errors.size() > kShown) out.push_back(fmt::format("{}: and {} more kinds of failure", arm.arm.name, errors.size() - kShown));
   }
   return out;
 }
