@@ -14,7 +14,9 @@ namespace {
 constexpr std::int64_t kCreditOutputTokens = 128;
 
 constexpr int kPriorityMax = 6;  // further ones count as that
-constexpr Duration kPriorityStep = Scheduler::kAgeing / (2 * kPriorityMax);
+constexpr Duration kPriorityStep = std::chrono::seconds(10);
+constexpr Duration kWorkMax = std::chrono::seconds(10);  // by which a long prompt stands back
+static_assert(2 * kPriorityMax * kPriorityStep + kWorkMax == Scheduler::kAgeing);
 
 std::string count(std::int64_t n, std::string_view what) { return std::to_string(n) + " " + std::string(what); }
 
@@ -82,6 +84,10 @@ Scheduler::Group& Scheduler::make_group(wire::GenerateRequest request, Purpose p
   group->purpose = purpose;
   group->since = now;
   group->due = now + std::clamp(request.priority, -kPriorityMax, kPriorityMax) * kPriorityStep;
+  if (options_.chunked_prefill && purpose != Purpose::kHandoffTarget) {
+    const Duration work(static_cast<std::int64_t>(request.ids.size()) * prefill_token_ns_ / 1000);
+    group->due += std::min(work, kWorkMax);
+  }
   group->continues = static_cast<std::size_t>(request.n_prompt) < request.ids.size();
   group->live = request.n;
   group->forked = request.n == 1;

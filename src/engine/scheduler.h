@@ -9,13 +9,10 @@
 // prompt behind a prefix hit, a continuation and a recomputation after preemption differ in those two numbers only.
 //
 // Order. Sequences that continue (their ids hold output already) come before those that begin: a client waits amid its stream. Of the
-// others the one that is due first: its arrival, and 10 s for each step of its priority, of which six count in either direction. So whoever
-// came kAgeing before another is ahead of it, and nobody waits for ever. Who is ahead is computed first, admitted first, and preempted
-// last.
-//
-// A step is one token of each decoding sequence and then chunks of prompts, as far as its budgets go; or, without chunked_prefill, the
-// whole prompts that can be admitted, and decoding sequences only where there is none. A prompt whose log-probabilities are asked for is
-// still cut where the rows of logits end.
+// others the one that is due first: its arrival, the time that its prompt takes alone (10 s at most; nothing where whole prompts run), and
+// 10 s for each step of its priority, of which six count in either direction. So a short prompt does not wait behind the chunks of a long
+// one that has only just come, whoever came kAgeing before another is ahead of it, and nobody waits for ever. Who is ahead is computed
+// first, admitted first, and preempted last.
 //
 // Blocks. A sequence takes those of all its ids at admission, and one more on demand as it grows; where there is none, the last in order of
 // the running sequences is preempted: it gives back everything, and computes its ids again later. Never preempted is what someone else
@@ -69,7 +66,7 @@ struct Output {
 
 class Scheduler {
  public:
-  static constexpr Duration kAgeing = std::chrono::seconds(120);
+  static constexpr Duration kAgeing = std::chrono::seconds(130);
 
   explicit Scheduler(const EngineOptions& options);
   ~Scheduler();
@@ -147,7 +144,6 @@ class Scheduler {
   std::int32_t prefill_budget(int decode_rows) const;
   void plan_decodes();
   void plan_prefill(Sequence& sequence);
-  void admit_waiting();
   void add_row(Sequence& sequence, std::int32_t end);
   void learn_speed(const StepResult& result);
   void extend_chain(Sequence& sequence);

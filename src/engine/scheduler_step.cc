@@ -70,11 +70,25 @@ void Scheduler::plan_decodes() {
   }
 }
 
+// Those that run and those that wait, in one order; without chunks what has begun comes first.
 void Scheduler::plan_prefills() {
-  for (Sequence* s : running_) {
-    if (!s->in_step && s->remaining() > 1) plan_prefill(*s);
+  bool admitting = !preempted_now_;  // else the blocks that were taken away would go round in a circle
+  for (std::size_t i = 0;;) {
+    while (i < running_.size() && (running_[i]->in_step || running_[i]->remaining() == 1)) ++i;
+    Sequence* const next = i < running_.size() ? running_[i] : nullptr;
+    admitting = admitting && !waiting_.empty() && tokens_left_ > 0 && (options_.chunked_prefill || logit_rows_left_ > 0);
+    if (admitting && (next == nullptr || (options_.chunked_prefill && before(*waiting_.front(), *next)))) {
+      Sequence& s = *waiting_.front();
+      admitting = admit(s);
+      if (!admitting) continue;
+      plan_prefill(s);
+    } else if (next != nullptr) {
+      plan_prefill(*next);
+    } else {
+      return;
+    }
+    ++i;  // past the one that was planned, whether it got tokens or not; one that was admitted stands before `next`
   }
-  if (!preempted_now_) admit_waiting();  // else the blocks that were taken away would go round in a circle
 }
 
 std::int32_t Scheduler::prefill_budget(int decode_rows) const {
@@ -100,14 +114,6 @@ void Scheduler::plan_prefill(Sequence& s) {
   prefill_tokens_ += chunk;
   counters_.prompt_tokens_computed += static_cast<std::uint64_t>(chunk);
   add_row(s, s.computed + chunk);
-}
-
-void Scheduler::admit_waiting() {
-  while (!waiting_.empty() && tokens_left_ > 0 && (options_.chunked_prefill || logit_rows_left_ > 0)) {
-    Sequence& s = *waiting_.front();
-    if (!admit(s)) return;
-    plan_prefill(s);
-  }
 }
 
 bool Scheduler::admit(Sequence& s) {

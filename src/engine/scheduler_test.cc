@@ -176,6 +176,30 @@ TEST_F(SchedulerTest, ChunksFollowMeasuredSpeed) {
   EXPECT_GE(chunk, 44);
 }
 
+// A long prompt stands back by the time that it takes alone, and no more.
+TEST_F(SchedulerTest, AShortPromptDoesNotWaitBehindALongOne) {
+  reset([] {
+    EngineOptions o = small_options();
+    o.max_model_len = 2000;
+    o.kv_blocks = 400;
+    return o;
+  }());
+  const auto arrive = [&](int length, Duration at) {
+    return scheduler_->add(request(length, 2, length), Purpose::kHandoffSource, TimePoint{} + at).value();
+  };
+  arrive(64, Duration(0));
+  EXPECT_EQ(step(), (Chunks{64}));  // 100 us and a little for each token: the device's own speed is known now
+  arrive(1000, Duration(0));
+  EXPECT_EQ(step(), (Chunks{64}));
+  arrive(20, std::chrono::milliseconds(50));
+  arrive(30, std::chrono::milliseconds(60));
+  EXPECT_EQ(step(), (Chunks{20, 30, 14})) << "they go first, and the long one gets what is left";
+  arrive(40, std::chrono::milliseconds(90));
+  arrive(40, std::chrono::milliseconds(150));
+  EXPECT_EQ(step(), (Chunks{40, 24}));
+  EXPECT_EQ(step(), (Chunks{64})) << "not the one that came later than the long one should have ended";
+}
+
 TEST_F(SchedulerTest, FirstComeFirstServedWithinAPriority) {
   EngineOptions o = small_options();
   o.max_num_seqs = 1;
