@@ -200,7 +200,7 @@ int run_check(Args args) {
   app.add_option("--wait", wait_s, "seconds to wait until the server is ready")->capture_default_str();
   topology.add_to(app);
   app.add_option("--tensor-parallel-size", tensor_parallel_size, "the degree of workers where the flags above name none (-tp)")
-      ->check(CLI::Range(1, 64))
+      ->check(CLI::Range(1, 999))
       ->capture_default_str()
       ->group("Topology");
   app.add_flag("--json", json, "as JSON");

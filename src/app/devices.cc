@@ -43,7 +43,7 @@ Result<DevicePlan> plan_devices(std::span<const Cpu> cpus, const EngineFlags& fl
   BATON_ASSIGN_OR_RETURN(const CoreSets sets, parse_core_sets(flags.cores));
   BATON_RETURN_IF_ERROR(check_cores(cpus, sets));
   DevicePlan plan;
-  if (sets.size() > 1) {
+  if (sets.size() > 1 || (sets.size() == 1 && count == 1)) {
     if (!flags.cores_shared) BATON_RETURN_IF_ERROR(check_overlap(sets));
     if (std::ssize(sets) != count)
       return Status(Code::kInvalidArgument, fmt::format("--cores {} names {} devices, but {} {} wanted: one for each rank of each engine",
@@ -83,8 +83,8 @@ std::vector<std::string> notices_of(const DevicePlan& plan) {
   }
   if (!plan.idle.empty())
     out.push_back(
-        fmt::format("cores {} stay idle: a device does not span NUMA nodes; more ranks (--tensor-parallel-size) or engines would "
-                    "use them, --cores says otherwise",
+        fmt::format("cores {} stay idle: a device does not span NUMA nodes, unless --cores names each device's own; more ranks "
+                    "(--tensor-parallel-size) or engines would use them",
                     format_cores(plan.idle)));
   return out;
 }

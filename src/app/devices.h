@@ -19,7 +19,8 @@ struct DevicePlan {
 };
 
 // `count` devices from what --cores says: nothing (the cores of `cpus`, which are those that this process may use), a list to plan with, or
-// the devices themselves, "0-3:4-7". kInvalidArgument names the cores or devices that are not as they must be. Pure.
+// the devices themselves, "0-3:4-7", which one list is for one device. kInvalidArgument names the cores or devices that are not as they
+// must be. Pure.
 Result<DevicePlan> plan_devices(std::span<const device::cpu::Cpu> cpus, const EngineFlags& flags, int count);
 
 // At most `threads` cores (0: no limit) in one engine's `devices` together, but one in each.

@@ -57,7 +57,7 @@ void EngineFlags::add_to(CLI::App& app) {
       ->group(group);
   app.add_option("--tensor-parallel-size", tensor_parallel_size,
                  "ranks of each engine, which hold and compute a part of the model each, on a device of its own (-tp)")
-      ->check(CLI::Range(1, 64))
+      ->check(CLI::Range(1, 999))
       ->capture_default_str()
       ->group(group);
   app.add_option("--cores", cores,

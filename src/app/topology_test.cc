@@ -103,6 +103,9 @@ TEST(Topology, CoresByHand) {
   EXPECT_EQ(with("0-5"), "0,1; 2,3 | 4,5") << "siblings, if they are named";
   EXPECT_EQ(with("6,0,3"), "0; 3 | 6");
   EXPECT_EQ(with("6:0,2:4"), "6; 0,2 | 4") << "just these";
+  EngineFlags all;
+  all.cores = "0-7";
+  EXPECT_EQ(place("numa:2 core:4 pu:1", {}, all).devices, "0-7 (node 0,1)") << "one device is what it is told to be";
   EXPECT_THAT(with("0-3:2-5:6"), HasSubstr("device 0 (0-3) and device 1 (2-5) overlap: both have core 2"));
   EXPECT_THAT(with("0:1:0"), HasSubstr("device 0 (0) and device 2 (0) overlap"));
   EXPECT_THAT(with("0:1"), HasSubstr("names 2 devices, but 3 are wanted"));

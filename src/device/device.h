@@ -98,7 +98,7 @@ class Device {
 struct DeviceOptions {
   std::string kind = "cpu";
   std::vector<int> cores = {};  // cpu: logical CPUs to pin the team to; empty: `threads` of those that this process may use
-  int threads = 0;              // cpu: 0 for one per physical core
+  int threads = 0;              // cpu: 0 for one per physical core of one NUMA node
   std::string isa = {};         // cpu: "" for the best that the machine has, else a named lower one (tests)
 };
 // kNotFound names the kinds there are; kInvalidArgument an ISA or a core that this machine lacks.

@@ -102,6 +102,17 @@ std::size_t smallest(const Bounds& bounds, const std::vector<std::size_t>& count
   return least;
 }
 
+// Of one of the bounds: devices are no larger than the smallest of all and one CPU.
+std::size_t usable_in(const std::vector<int>& bound, std::size_t devices, std::size_t smallest) {
+  return std::min(bound.size(), devices * (smallest + 1));
+}
+
+std::size_t used(const Bounds& bounds, const std::vector<std::size_t>& counts) {
+  std::size_t sum = 0;
+  for (std::size_t b = 0; b < bounds.size(); ++b) sum += usable_in(bounds[b], counts[b], smallest(bounds, counts));
+  return sum;
+}
+
 }  // namespace
 
 std::vector<Cpu> allowed_cpus() {
@@ -150,13 +161,14 @@ std::vector<std::vector<int>> plan_devices(std::span<const Cpu> cpus, int device
   Bounds bounds = bounds_by_node(cpus, false);
   std::vector<std::size_t> counts = devices_in(bounds, devices);
   Bounds caches = bounds_by_node(cpus, true);
-  if (std::vector<std::size_t> in_caches = devices_in(caches, devices); smallest(caches, in_caches) == smallest(bounds, counts)) {
+  if (std::vector<std::size_t> in_caches = devices_in(caches, devices);
+      smallest(caches, in_caches) == smallest(bounds, counts) && used(caches, in_caches) == used(bounds, counts)) {
     bounds = std::move(caches);
     counts = std::move(in_caches);
   }
-  const std::size_t most = smallest(bounds, counts) + 1;
+  const std::size_t least = smallest(bounds, counts);
   for (std::size_t b = 0; b < bounds.size(); ++b) {
-    const std::size_t usable = std::min(bounds[b].size(), counts[b] * most);
+    const std::size_t usable = usable_in(bounds[b], counts[b], least);
     for (std::size_t d = 0; d < counts[b]; ++d) {
       const auto at = [&](std::size_t n) { return bounds[b].begin() + static_cast<std::ptrdiff_t>(n * usable / counts[b]); };
       out.emplace_back(at(d), at(d + 1));

@@ -30,7 +30,7 @@ std::vector<Cpu> physical_cores(std::span<const Cpu> cpus);
 std::vector<int> ids_of(std::span<const Cpu> cpus);
 
 // `cpus` dealt out to `devices` >= 1, as evenly as they can be while each device stays within one NUMA node, and within one L3 cache where
-// that takes no core from it; they differ by one core at most, and what is more stays idle. Devices of one node follow each other. With
+// that costs no core at all; they differ by one core at most, and what is more stays idle. Devices of one node follow each other. With
 // fewer CPUs than devices each device has one, in turn. Pure.
 std::vector<std::vector<int>> plan_devices(std::span<const Cpu> cpus, int devices);
 
