@@ -169,8 +169,9 @@ Status BenchServeFlags::interpret() {
   BATON_ASSIGN_OR_RETURN(metadata, parse_pairs("--metadata", metadata_text_));
   BATON_RETURN_IF_ERROR(interpret_traffic());
   if (dataset.name == "mix") {  // which gives its chats their times, and its long prompts others
-    if (load.ramp_up)
-      return Status(Code::kInvalidArgument, "--ramp-up-strategy: the chats of --dataset-name mix come at one --request-rate");
+    if (load.ramp_up || load.arrival == ArrivalForm::kV073)
+      return Status(Code::kInvalidArgument,
+                    "--ramp-up-strategy and --arrival: the chats of --dataset-name mix come at one --request-rate, rescaled");
     dataset.mix_rate = load.request_rate;
     dataset.mix_burstiness = load.burstiness;
     load.request_rate = 0;
@@ -183,10 +184,6 @@ Status BenchServeFlags::interpret_traffic() {
   BATON_ASSIGN_OR_RETURN(load.burstiness, parse_rate("--burstiness", burstiness_text_));
   if (arrival_ == "v0.7.3") load.arrival = ArrivalForm::kV073;
   report.max_concurrency = load.max_concurrency;
-  const bool mix = dataset.name == "mix";  // its requests carry times, which are drawn at the rate
-  if (mix && (!ramp_up_strategy_.empty() || load.arrival == ArrivalForm::kV073))
-    return Status(Code::kInvalidArgument,
-                  "--dataset-name mix has arrivals of its own: --request-rate and --burstiness, no ramp, no --arrival");
   if (ramp_up_strategy_.empty()) {
     if (ramp_up_start_rps_ || ramp_up_end_rps_)
       return Status(Code::kInvalidArgument, "--ramp-up-start-rps and --ramp-up-end-rps want --ramp-up-strategy linear or exponential");
@@ -201,11 +198,6 @@ Status BenchServeFlags::interpret_traffic() {
   if (rate_text_.empty()) return {};
   BATON_ASSIGN_OR_RETURN(const double value, parse_rate("--request-rate", rate_text_));
   rate = python_float(value);
-  if (mix) {
-    dataset.mix_rate = report.request_rate = std::isinf(value) ? 0 : value;
-    dataset.mix_burstiness = load.burstiness;
-    return {};
-  }
   // A rate that was given replaces a trace's times; one beyond every clock is all at once.
   load.request_rate = std::isinf(value) && dataset.is_trace() ? 1e12 : std::isinf(value) ? 0 : value;
   report.request_rate = std::isinf(value) ? 0 : value;

@@ -154,7 +154,7 @@ TEST(ServeFlags, WhatCannotBeIsRefusedByName) {
       {{"--ramp-up-strategy", "linear", "--ramp-up-start-rps", "0", "--ramp-up-end-rps", "2"}, "--ramp-up-start-rps"},
       {{"--ramp-up-strategy", "linear", "--ramp-up-start-rps", "1", "--ramp-up-end-rps", "2", "--request-rate", "2"}, "give one of them"},
       {{"--ramp-up-end-rps", "2"}, "want --ramp-up-strategy"},
-      {{"--dataset-name", "mix", "--arrival", "v0.7.3"}, "mix has arrivals of its own"},
+      {{"--dataset-name", "mix", "--arrival", "v0.7.3"}, "--arrival: the chats of --dataset-name mix"},
       {{"--max-concurrency", "0"}, "--max-concurrency"},
       {{"--header", "x-a"}, "--header: expected KEY=VALUE, got `x-a`"},
       {{"--metadata", "=1"}, "--metadata: expected KEY=VALUE"},
