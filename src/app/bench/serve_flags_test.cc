@@ -55,18 +55,6 @@ TEST(ServeFlags, TrafficAsItIsMeant) {
   EXPECT_EQ(ramp.load.ramp_up->end_rps, 8);
 }
 
-TEST(ServeFlags, TheRateOfMixIsThatOfItsChats) {
-  BenchServeFlags mix;
-  EXPECT_EQ(parse(mix, {"--dataset-name", "mix", "--request-rate", "3", "--burstiness", "2"}), "");
-  EXPECT_EQ(mix.dataset.mix_rate, 3);
-  EXPECT_EQ(mix.dataset.mix_burstiness, 2);
-  EXPECT_EQ(mix.load.request_rate, 0) << "requests have their own times";
-  EXPECT_EQ(mix.report.request_rate, 3);
-  EXPECT_TRUE(mix.load.ignore_eos);
-  EXPECT_THAT(error_of({"--dataset-name", "mix", "--ramp-up-strategy", "linear", "--ramp-up-start-rps", "1", "--ramp-up-end-rps", "2"}),
-              HasSubstr("--ramp-up-strategy"));
-}
-
 TEST(ServeFlags, ATraceHasItsOwnTimesUntilARateIsGiven) {
   std::vector<BenchRequest> requests(2);
   requests[0].arrival_s = 5;

@@ -72,18 +72,8 @@ Runner::Went Runner::carry_out(const Step& step) {
   }
   const auto requests = options_.requests(step.rate);
   if (!requests.ok()) return fail(requests.status().message());
-  LoadOptions load;
-  load.port = server_->port();
-  load.model = options_.model;
-  load.seed = options_.seed;
+  LoadOptions load = load_options(arm.arm.name);
   load.request_rate = options_.own_times ? 0 : step.rate;
-  load.burstiness = options_.burstiness;
-  load.ignore_eos = options_.ignore_eos;
-  load.request_id_prefix = fmt::format("{}-{}-", arm.arm.name, ++runs_);
-  // What a run left in a prefix cache must not help the next one; what requests of one run share does.
-  load.extra_body = {{"temperature", 0}, {"cache_salt", fmt::format("{}-{}", getpid(), runs_)}};
-  load.timeout = kSilence;
-  load.stop_on_signals = true;
   LoadResult result = run_load(*requests, load, [&](std::size_t done) { progress(step, done, requests->size()); });
   if (result.interrupted) return Went::kInterrupted;
   arm.runs.push_back(make_run(step, std::move(result.outcomes), result.duration, comparison_.goodput_ms));
@@ -92,6 +82,21 @@ Runner::Went Runner::carry_out(const Step& step) {
   campaign_.on_run(arm.runs.back().kept_up);
   tell(step, arm.runs.back());
   return Went::kWell;
+}
+
+LoadOptions Runner::load_options(const std::string& name) {
+  LoadOptions load;
+  load.port = server_->port();
+  load.model = options_.model;
+  load.seed = options_.seed;
+  load.burstiness = options_.burstiness;
+  load.ignore_eos = options_.ignore_eos;
+  load.request_id_prefix = fmt::format("{}-{}-", name, ++runs_);
+  // What a run left in a prefix cache must not help the next one; what requests of one run share does.
+  load.extra_body = {{"temperature", 0}, {"cache_salt", fmt::format("{}-{}", getpid(), runs_)}};
+  load.timeout = kSilence;
+  load.stop_on_signals = true;
+  return load;
 }
 
 Status Runner::start(std::size_t arm) {
@@ -109,15 +114,7 @@ Status Runner::start(std::size_t arm) {
       some.push_back(requests[i * requests.size() / count]);
       some.back().arrival_s = -1;
     }
-    LoadOptions load;
-    load.port = server_->port();
-    load.model = options_.model;
-    load.ignore_eos = options_.ignore_eos;
-    load.request_id_prefix = fmt::format("{}-warm-", which.name);
-    load.extra_body = {{"temperature", 0}, {"cache_salt", fmt::format("{}-warm-{}", getpid(), ++runs_)}};
-    load.timeout = kSilence;
-    load.stop_on_signals = true;
-    const LoadResult result = run_load(some, load, [](std::size_t) {});
+    const LoadResult result = run_load(some, load_options(which.name + "-warm"), [](std::size_t) {});
     if (result.interrupted) return Status(Code::kCancelled, "interrupted");
     for (const RequestOutcome& o : result.outcomes)
       if (!o.ok) return Status(Code::kUnavailable, fmt::format("a warm-up request failed: {}; the log is {}", o.error, options_.log_path));

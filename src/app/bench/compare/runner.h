@@ -37,6 +37,7 @@ class Runner {
  private:
   enum class Went { kWell, kFailed, kInterrupted };
   Went carry_out(const Step& step);
+  LoadOptions load_options(const std::string& name);  // of the next run
   Status start(std::size_t arm);
   void stop();
   bool interrupted();
