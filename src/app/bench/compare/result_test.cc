@@ -219,6 +219,8 @@ TEST(Table, SaysWhatWasSearchedAndLeftOut) {
   c.arms[0].sustained = 0;
   c.arms[0].beyond = 2;
   EXPECT_THAT(table(c), HasSubstr("less than 2.00 requests/s"));
+  c.arms[0].beyond = 0;
+  EXPECT_THAT(table(c), HasSubstr("tp3: completed 1.50 requests/s when all came at once; no rate was tried"));
 }
 
 TEST(Markdown, CellsStayCells) {

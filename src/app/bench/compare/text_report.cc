@@ -127,7 +127,9 @@ std::vector<std::string> saturation_lines(const Comparison& c) {
   for (const ArmResult& arm : c.arms) {
     if (arm.saturation <= 0) continue;
     std::string line = arm.arm.name + ": ";
-    if (arm.sustained <= 0) {
+    if (arm.sustained <= 0 && arm.beyond <= 0) {  // interrupted
+      line += fmt::format("completed {:.2f} requests/s when all came at once; no rate was tried", arm.saturation);
+    } else if (arm.sustained <= 0) {
       line += fmt::format("sustains less than {:.2f} requests/s, the least tried; completed {:.2f} there", arm.beyond, arm.saturation);
     } else if (arm.beyond <= 0) {
       line += fmt::format("sustains {:.2f} requests/s, the most tried", arm.sustained);
