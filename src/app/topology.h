@@ -19,7 +19,7 @@ namespace baton::app {
 // Of the commands that start a cluster, or expect one.
 struct TopologyFlags {
   // Instances of each role, and their tensor-parallel degrees: "2", "1xTP4", "1xTP2,2xTP1"; "": none.
-  std::string prefill, decode;
+  std::string prefill = {}, decode = {};
   int data_parallel_size = 1;  // instances of both roles, where there is neither
 
   void add_to(CLI::App& app);

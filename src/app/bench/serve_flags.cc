@@ -65,11 +65,11 @@ Result<std::map<std::string, double>> parse_goodput(const std::vector<std::strin
   for (const std::string& g : limits) {
     const std::size_t colon = g.find(':');
     const std::string name = g.substr(0, colon);
-    const auto limit = colon == std::string::npos ? std::nullopt : parse_number(g.substr(colon + 1));
-    if ((name != "ttft" && name != "tpot" && name != "e2el") || !limit || *limit < 0)
+    const double limit = colon == std::string::npos ? -1 : parse_number(g.substr(colon + 1)).value_or(-1);
+    if ((name != "ttft" && name != "tpot" && name != "e2el") || !(limit >= 0))
       return Status(Code::kInvalidArgument,
                     fmt::format("--goodput: expected limits in ms for ttft, tpot or e2el, e.g. ttft:300, got `{}`", g));
-    out[name] = *limit;
+    out[name] = limit;
   }
   return out;
 }
