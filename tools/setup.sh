@@ -7,7 +7,7 @@ set -euo pipefail
 # docs/dependencies.md says what each is for.
 BATON_PACKAGES=(g++ cmake ninja-build ccache mold pkg-config ca-certificates curl python3 python3-pip libboost1.81-dev
   libcurl4-openssl-dev libssl-dev libedit-dev nlohmann-json3-dev libspdlog-dev libcli11-dev prometheus-cpp-dev libxxhash-dev
-  libhwloc-dev)
+  libhwloc-dev libgloo-dev)
 BATON_TEST_PACKAGES=(git libgtest-dev libgmock-dev clang-format-19 clang-19 libclang-rt-19-dev python3-venv)
 BATON_CARGO_MINIMUM=87 # 1.87
 
@@ -44,7 +44,7 @@ This script installs packages on Debian 12 only. On this system, install by hand
   - a C++20 compiler (g++ 12 or newer), cmake 3.25, ninja, pkg-config, curl, python3 with pip; ccache and mold if you like
   - Rust: cargo 1.$BATON_CARGO_MINIMUM or newer
   - Boost 1.81 or newer, libcurl, OpenSSL 3, libedit, nlohmann-json 3.11, spdlog with fmt, CLI11 2.1, prometheus-cpp 1.0, xxHash 0.8,
-    hwloc 2.5 or newer
+    hwloc 2.5 or newer, gloo
   - for the tests: git, GoogleTest with GoogleMock, clang and clang-format 19 with libFuzzer
 then: cmake --preset release && cmake --build build
 EOF

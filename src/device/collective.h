@@ -1,5 +1,7 @@
 #pragma once
-// Collectives among the ranks of one instance. The sum runs in rank order on every rank, so all get the same bits.
+// Collectives among the ranks of one instance, on one host or on several. The sum runs in one order on every rank, so all get the same
+// bits: in the order of the ranks on one host, and in that of the hosts over what each of them has summed so. How many hosts there are is
+// thus part of the numerics id.
 
 #include <memory>
 

@@ -15,6 +15,7 @@
 #include "base/status.h"
 #include "device/collective.h"
 #include "device/kv_view.h"
+#include "device/node_group.h"
 #include "device/ops.h"
 #include "device/p2p.h"
 #include "device/types.h"
@@ -88,8 +89,8 @@ class Device {
   virtual Result<std::unique_ptr<RopeTable>> prepare_rope(std::span<const double> inverse_frequencies, std::int64_t positions,
                                                           double attention_factor) = 0;
   virtual DType activation_dtype(ComputeType compute) const = 0;
-  // Names one order of summation: equal ids promise equal bits. E.g. "cpu/avx512-bf16-vnni/int8/kv-bf16", with "/tp2" behind it in a group
-  // of two.
+  // Names one order of summation: equal ids promise equal bits. E.g. "cpu/avx512-bf16-vnni/int8/kv-bf16", with "/tp4" behind it in a group
+  // of four, and "/tp4n2" where it is on two hosts.
   virtual std::string numerics_id(ComputeType compute, DType kv_dtype) const = 0;
   virtual P2p* p2p() = 0;
   virtual MachineLimits measure_limits() = 0;
@@ -103,9 +104,11 @@ struct DeviceOptions {
 };
 // kNotFound names the kinds there are; kInvalidArgument an ISA or a core that this machine lacks.
 Result<std::unique_ptr<Device>> open_device(const DeviceOptions& options);
-// The devices of one tensor-parallel instance, in the order of their ranks, all of one kind: their contexts share a group of collectives.
-// `collective_deadline`: how long one waits for the last of them.
-Result<std::vector<std::unique_ptr<Device>>> open_devices(std::span<const DeviceOptions> ranks, Duration collective_deadline);
+// The devices of one tensor-parallel instance on this host, in the order of their ranks, all of one kind: their contexts share a group of
+// collectives. `collective_deadline`: how long one waits for the last of them. `nodes`: all hosts of the instance, where there are several;
+// each opens as many devices. From then on it belongs to the first rank's thread.
+Result<std::vector<std::unique_ptr<Device>>> open_devices(std::span<const DeviceOptions> ranks, Duration collective_deadline,
+                                                          std::shared_ptr<NodeGroup> nodes = nullptr);
 std::vector<std::string> device_kinds();
 
 }  // namespace baton::device

@@ -6,18 +6,20 @@ namespace {
 
 struct Kind {
   const char* name;
-  Result<std::vector<std::unique_ptr<Device>>> (*open)(std::span<const DeviceOptions> ranks, Duration collective_deadline);
+  Result<std::vector<std::unique_ptr<Device>>> (*open)(std::span<const DeviceOptions> ranks, Duration collective_deadline,
+                                                       std::shared_ptr<NodeGroup> nodes);
 };
 constexpr Kind kKinds[] = {{"cpu", cpu::CpuDevice::open}};
 
 }  // namespace
 
-Result<std::vector<std::unique_ptr<Device>>> open_devices(std::span<const DeviceOptions> ranks, Duration collective_deadline) {
+Result<std::vector<std::unique_ptr<Device>>> open_devices(std::span<const DeviceOptions> ranks, Duration collective_deadline,
+                                                          std::shared_ptr<NodeGroup> nodes) {
   BATON_CHECK(!ranks.empty());
   const std::string& wanted = ranks[0].kind;
   std::string known;
   for (const Kind& kind : kKinds) {
-    if (wanted == kind.name) return kind.open(ranks, collective_deadline);
+    if (wanted == kind.name) return kind.open(ranks, collective_deadline, std::move(nodes));
     known += (known.empty() ? "" : ", ") + std::string(kind.name);
   }
   return Status(Code::kNotFound, "no device of kind '" + wanted + "'; there are: " + known);

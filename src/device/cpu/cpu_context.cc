@@ -4,11 +4,11 @@
 #include <string>
 
 namespace baton::device::cpu {
-CpuContext::CpuContext(Isa isa, std::vector<int> cores, std::unique_ptr<CpuBuffer> arena, std::shared_ptr<Group> group, Rank rank)
+CpuContext::CpuContext(Isa isa, std::vector<int> cores, std::unique_ptr<CpuBuffer> arena, std::shared_ptr<Group> group, int local_rank)
     : team_(std::move(cores)),
       ops_(isa, team_),
       group_(std::move(group)),
-      collective_(group_ ? group_->join(rank, team_) : solo_collective()),
+      collective_(group_ ? group_->join(local_rank, team_) : solo_collective()),
       arena_(std::move(arena)) {}
 
 Result<Tensor> CpuContext::scratch(DType dtype, std::initializer_list<std::int64_t> shape) {

@@ -15,7 +15,7 @@ namespace baton::device::cpu {
 class CpuContext final : public Context {
  public:
   // `group`: null for the group of one.
-  CpuContext(Isa isa, std::vector<int> cores, std::unique_ptr<CpuBuffer> arena, std::shared_ptr<Group> group, Rank rank);
+  CpuContext(Isa isa, std::vector<int> cores, std::unique_ptr<CpuBuffer> arena, std::shared_ptr<Group> group, int local_rank);
 
   Ops& ops() override { return ops_; }
   Collective& collective() override { return *collective_; }

@@ -32,26 +32,27 @@ Result<Isa> choose_isa(const std::string& name) {
 
 }  // namespace
 
-Result<std::vector<std::unique_ptr<Device>>> CpuDevice::open(std::span<const DeviceOptions> ranks, Duration collective_deadline) {
+Result<std::vector<std::unique_ptr<Device>>> CpuDevice::open(std::span<const DeviceOptions> ranks, Duration collective_deadline,
+                                                             std::shared_ptr<NodeGroup> nodes) {
   const int size = static_cast<int>(ranks.size());
-  const auto group = size > 1 ? std::make_shared<Group>(size, collective_deadline) : nullptr;
+  const auto group = size > 1 || nodes ? std::make_shared<Group>(size, collective_deadline, std::move(nodes)) : nullptr;
   std::vector<std::unique_ptr<Device>> devices;
   for (const DeviceOptions& options : ranks) {
     BATON_ASSIGN_OR_RETURN(const Isa isa, choose_isa(options.isa));
     BATON_ASSIGN_OR_RETURN(std::vector<int> cores, choose_cores(options.cores, options.threads));
-    const Rank rank(static_cast<std::int32_t>(devices.size()));
-    devices.push_back(std::unique_ptr<Device>(new CpuDevice(isa, std::move(cores), group, rank)));
+    const int local_rank = static_cast<int>(devices.size());
+    devices.push_back(std::unique_ptr<Device>(new CpuDevice(isa, std::move(cores), group, local_rank)));
   }
   return devices;
 }
 
-CpuDevice::CpuDevice(Isa isa, std::vector<int> cores, std::shared_ptr<Group> group, Rank rank)
+CpuDevice::CpuDevice(Isa isa, std::vector<int> cores, std::shared_ptr<Group> group, int local_rank)
     : isa_(isa),
       cores_(std::move(cores)),
       node_(home_node(cores_)),
       near_(node_ >= 0 ? cores_ : std::vector<int>{}),
       group_(std::move(group)),
-      rank_(rank) {
+      local_rank_(local_rank) {
   info_.kind = "cpu";
   info_.name = cpu_name() + ", " + std::to_string(cores_.size()) + (cores_.size() == 1 ? " core" : " cores");
   info_.isa = to_string(isa_);
@@ -63,7 +64,7 @@ CpuDevice::CpuDevice(Isa isa, std::vector<int> cores, std::shared_ptr<Group> gro
 
 Result<std::unique_ptr<Context>> CpuDevice::create_context(const ContextOptions& options) {
   BATON_ASSIGN_OR_RETURN(std::unique_ptr<CpuBuffer> arena, CpuBuffer::allocate(options.arena_bytes));
-  return std::unique_ptr<Context>(std::make_unique<CpuContext>(isa_, cores_, std::move(arena), group_, rank_));
+  return std::unique_ptr<Context>(std::make_unique<CpuContext>(isa_, cores_, std::move(arena), group_, local_rank_));
 }
 
 Result<std::unique_ptr<Buffer>> CpuDevice::allocate(std::size_t bytes) { return upcast<Buffer>(CpuBuffer::allocate(bytes)); }
@@ -88,8 +89,12 @@ Result<std::unique_ptr<RopeTable>> CpuDevice::prepare_rope(std::span<const doubl
 }
 
 std::string CpuDevice::numerics_id(ComputeType compute, DType kv_dtype) const {
-  return "cpu/" + info_.isa + "/" + std::string(to_string(compute)) + "/kv-" + std::string(to_string(kv_dtype)) + "/r" +
-         std::to_string(kNumericsRevision) + (group_ ? "/tp" + std::to_string(group_->size()) : "");
+  std::string id = "cpu/" + info_.isa + "/" + std::string(to_string(compute)) + "/kv-" + std::string(to_string(kv_dtype)) + "/r" +
+                   std::to_string(kNumericsRevision);
+  if (!group_) return id;
+  id += "/tp" + std::to_string(group_->size() * group_->nodes());
+  if (group_->nodes() > 1) id += "n" + std::to_string(group_->nodes());
+  return id;
 }
 
 MachineLimits CpuDevice::measure_limits() {

@@ -13,7 +13,8 @@ namespace baton::device::cpu {
 
 class CpuDevice final : public Device {
  public:
-  static Result<std::vector<std::unique_ptr<Device>>> open(std::span<const DeviceOptions> ranks, Duration collective_deadline);
+  static Result<std::vector<std::unique_ptr<Device>>> open(std::span<const DeviceOptions> ranks, Duration collective_deadline,
+                                                           std::shared_ptr<NodeGroup> nodes);
 
   const DeviceInfo& info() const override { return info_; }
   Result<std::unique_ptr<Context>> create_context(const ContextOptions& options) override;
@@ -30,13 +31,13 @@ class CpuDevice final : public Device {
   MachineLimits measure_limits() override;
 
  private:
-  CpuDevice(Isa isa, std::vector<int> cores, std::shared_ptr<Group> group, Rank rank);
+  CpuDevice(Isa isa, std::vector<int> cores, std::shared_ptr<Group> group, int local_rank);
   const Isa isa_;
   const std::vector<int> cores_;
   const int node_;                      // of NUMA, where all of the cores are; -1: there is but one, or they are of several
   const std::vector<int> near_;         // where weights are prepared: the cores, or anywhere if the node does not matter
   const std::shared_ptr<Group> group_;  // null: the only rank
-  const Rank rank_;
+  const int local_rank_;
   const std::shared_ptr<WeightArena> weights_ = std::make_shared<WeightArena>();  // of all layers, in the order of their preparation
   DeviceInfo info_;
 };

@@ -3,7 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <cstring>
+#include <span>
 #include <string>
 
 #include "base/spin.h"
@@ -19,7 +19,8 @@ constexpr long kGrain = 16;  // floats in a cache line: no two ranks write to th
 
 }  // namespace
 
-Group::Group(int size, Duration deadline) : slots_(static_cast<std::size_t>(size)), deadline_(deadline) {}
+Group::Group(int size, Duration deadline, std::shared_ptr<NodeGroup> nodes)
+    : slots_(static_cast<std::size_t>(size)), strips_(slots_.size()), nodes_(std::move(nodes)), deadline_(deadline) {}
 
 void Group::fail(Status why) {
   const std::lock_guard lock(mutex_);
@@ -43,8 +44,9 @@ bool Group::meet(int rank) {
       const std::int64_t now = now_ns();
       if (end == 0) end = now + deadline_.count() * 1000;
       if (now >= end) {
-        fail(Status(Code::kDeadlineExceeded, "rank " + std::to_string(other) + " did not come to a collective within " +
-                                                 std::to_string(deadline_.count() / 1000) + " ms"));
+        fail(Status(Code::kDeadlineExceeded, "rank " + std::to_string(first_rank() + static_cast<int>(other)) +
+                                                 " did not come to a collective within " + std::to_string(deadline_.count() / 1000) +
+                                                 " ms"));
         return false;
       }
       sched_yield();
@@ -55,48 +57,80 @@ bool Group::meet(int rank) {
 
 class Group::Member final : public Collective {
  public:
-  Member(Group& group, Rank rank, Team& team) : group_(group), rank_(rank.value), team_(team) {}
+  Member(Group& group, int local, Team& team) : group_(group), local_(local), team_(team) {}
 
-  Rank rank() const override { return Rank(rank_); }
-  int size() const override { return group_.size(); }
+  Rank rank() const override { return Rank(group_.first_rank() + local_); }
+  int size() const override { return group_.size() * group_.nodes(); }
 
   void all_reduce(const Tensor& x) override {
     BATON_CHECK(x.dtype == DType::kF32);
-    publish(bytes_of(x), static_cast<std::size_t>(x.elements()) * sizeof(float));
-    if (!group_.meet(rank_)) return;
-    const Range own = split(static_cast<long>(x.elements()), kGrain, rank_, size());
+    const auto floats = static_cast<long>(x.elements());
+    publish(bytes_of(x), static_cast<std::size_t>(floats) * sizeof(float));
+    if (!meet()) return;
+    const Range own = split(floats, kGrain, local_, group_.size());
     team_.run([&](int member) {
       const Range part = split(own.end - own.begin, kGrain, member, team_.size());
       sum(own.begin + part.begin, own.begin + part.end);
     });
-    (void)group_.meet(rank_);
+    if (!meet() || !group_.nodes_) return;
+    if (local_ == 0) settle(group_.nodes_->sum(std::span(data(0), static_cast<std::size_t>(floats))));
+    if (group_.size() == 1 || !meet()) return;
+    if (local_ != 0) {
+      team_.run([&](int member) {
+        const Range part = split(floats, kGrain, member, team_.size());
+        std::copy(data(0) + part.begin, data(0) + part.end, data(local_) + part.begin);
+      });
+    }
+    (void)meet();
   }
 
   void gather_columns(const Tensor& x, const Tensor& out) override {
-    const std::int64_t rows = x.shape[0], width = x.shape[1];
-    publish(bytes_of(x), static_cast<std::size_t>(width) * size_of(x.dtype));
-    if (!group_.meet(rank_)) return;
-    if (rank_ == 0) {
-      BATON_CHECK(out.dtype == x.dtype && out.shape[0] == rows);
-      const std::size_t row_bytes = static_cast<std::size_t>(out.shape[1]) * size_of(out.dtype);
-      std::byte* to = bytes_of(out);
-      for (const Slot& slot : group_.slots_) {
-        for (std::int64_t r = 0; r < rows; ++r)
-          std::memcpy(to + static_cast<std::size_t>(r) * row_bytes, slot.data + static_cast<std::size_t>(r) * slot.bytes, slot.bytes);
-        to += slot.bytes;
+    const auto rows = static_cast<std::size_t>(x.shape[0]);
+    publish(bytes_of(x), static_cast<std::size_t>(x.shape[1]) * size_of(x.dtype));
+    if (!meet()) return;
+    if (local_ == 0) {
+      const bool whole = rank() == Rank(0);
+      BATON_CHECK(!whole || (out.dtype == x.dtype && out.shape[0] == x.shape[0]));
+      for (std::size_t s = 0; s < group_.slots_.size(); ++s) group_.strips_[s] = {group_.slots_[s].data, group_.slots_[s].bytes};
+      std::byte* const to = whole ? bytes_of(out) : nullptr;
+      const std::size_t row_bytes = whole ? static_cast<std::size_t>(out.shape[1]) * size_of(out.dtype) : 0;
+      if (group_.nodes_) {
+        settle(group_.nodes_->gather(rows, group_.strips_, to, row_bytes));
+      } else {
+        BATON_CHECK(place_strips(rows, group_.strips_, to, row_bytes) == to + row_bytes);
       }
-      BATON_CHECK(to == bytes_of(out) + row_bytes);
     }
-    (void)group_.meet(rank_);
+    (void)meet();
   }
 
-  void barrier() override { (void)group_.meet(rank_); }
-  void fail(const Status& why) override { group_.fail(why.with_context("rank " + std::to_string(rank_))); }
+  void barrier() override {
+    if (!meet() || !group_.nodes_) return;
+    if (local_ == 0) settle(group_.nodes_->barrier());
+    (void)meet();
+  }
+
+  void fail(const Status& why) override {
+    group_.fail(why.with_context("rank " + std::to_string(rank().value)));
+    tell_nodes();
+  }
 
  private:
   void publish(std::byte* data, std::size_t bytes) {
-    Slot& own = group_.slots_[static_cast<std::size_t>(rank_)];
+    Slot& own = group_.slots_[static_cast<std::size_t>(local_)];
     own.data = data, own.bytes = bytes;
+  }
+  bool meet() {
+    if (group_.meet(local_)) return true;
+    tell_nodes();
+    return false;
+  }
+  // A failure here is the other hosts' too.
+  void tell_nodes() {
+    if (local_ == 0 && group_.nodes_) group_.nodes_->fail(group_.status());
+  }
+  // And theirs is ours.
+  void settle(const Status& status) {
+    if (!status.ok()) group_.fail(status);
   }
 
   // [begin, end) of everybody's data := their sum, in rank order.
@@ -106,20 +140,20 @@ class Group::Member final : public Collective {
     for (long at = begin; at < end; at += kChunk) {
       const long n = std::min(kChunk, end - at);
       std::copy_n(data(0) + at, n, total);
-      for (int other = 1; other < size(); ++other) {
+      for (int other = 1; other < group_.size(); ++other) {
         const float* x = data(other) + at;
         for (long i = 0; i < n; ++i) total[i] += x[i];
       }
-      for (int other = 0; other < size(); ++other) std::copy_n(total, n, data(other) + at);
+      for (int other = 0; other < group_.size(); ++other) std::copy_n(total, n, data(other) + at);
     }
   }
-  float* data(int rank) const { return reinterpret_cast<float*>(group_.slots_[static_cast<std::size_t>(rank)].data); }
+  float* data(int local) const { return reinterpret_cast<float*>(group_.slots_[static_cast<std::size_t>(local)].data); }
 
   Group& group_;
-  const int rank_;
+  const int local_;
   Team& team_;
 };
 
-std::unique_ptr<Collective> Group::join(Rank rank, Team& team) { return std::make_unique<Member>(*this, rank, team); }
+std::unique_ptr<Collective> Group::join(int local, Team& team) { return std::make_unique<Member>(*this, local, team); }
 
 }  // namespace baton::device::cpu

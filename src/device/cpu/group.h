@@ -1,7 +1,8 @@
 #pragma once
 // The ranks of one tensor-parallel instance on this host: threads of one process, which read each other's activations where they lie. A
 // collective publishes a pointer, meets, works on the rank's own slice of everybody's data, and meets again; so each sum is made once, in
-// rank order, and all ranks get the same bits.
+// rank order, and all ranks get the same bits. Where the instance has other hosts, the first rank here then speaks with theirs, and the
+// others get what comes of it.
 
 #include <atomic>
 #include <cstdint>
@@ -13,17 +14,20 @@
 #include "base/status.h"
 #include "base/team.h"
 #include "device/collective.h"
+#include "device/node_group.h"
 
 namespace baton::device::cpu {
 
 class Group {
  public:
-  // `deadline`: how long ranks wait for the last of them to come to a collective.
-  Group(int size, Duration deadline);
+  // `size`: ranks on this host. `deadline`: how long they wait for the last of them to come to a collective; with `nodes` (null: there is
+  // no other host) that is beyond what the nodes wait for each other. Each node has as many ranks: those of node 0 come first.
+  Group(int size, Duration deadline, std::shared_ptr<NodeGroup> nodes = nullptr);
 
   int size() const { return static_cast<int>(slots_.size()); }
-  // The rank's own end, for its thread. The group and the team outlive it.
-  std::unique_ptr<Collective> join(Rank rank, Team& team);
+  int nodes() const { return nodes_ ? nodes_->size() : 1; }
+  // The end of the rank that is the `local`-th on this host, for its thread. The group and the team outlive it.
+  std::unique_ptr<Collective> join(int local, Team& team);
 
   // Whoever waits for the others returns, now and ever after; what its tensors hold then is worth nothing. The first failure counts.
   void fail(Status why);
@@ -38,8 +42,11 @@ class Group {
     std::size_t bytes = 0;              // and how much: all of it, or a row
   };
   bool meet(int rank);
+  int first_rank() const { return nodes_ ? nodes_->node() * size() : 0; }
 
   std::vector<Slot> slots_;
+  std::vector<Strip> strips_;               // by slot, for the first rank's use
+  const std::shared_ptr<NodeGroup> nodes_;  // belongs to the first rank's thread
   const Duration deadline_;
   std::atomic<bool> failed_{false};
   mutable std::mutex mutex_;

@@ -24,7 +24,7 @@ void as_ranks(Group& group, const std::function<void(Collective&)>& body) {
   for (int r = 0; r < group.size(); ++r) {
     threads.emplace_back([&, r] {
       Team team({});
-      body(*group.join(Rank(r), team));
+      body(*group.join(r, team));
     });
   }
 }
