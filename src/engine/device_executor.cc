@@ -6,20 +6,26 @@
 namespace baton::engine {
 namespace {
 
-constexpr Duration kIdleWait = std::chrono::seconds(1);       // nothing wakes the thread without a notification; a bound all the same
+// Nothing wakes the thread without a notification; a bound all the same, and how often other hosts get a sign of life.
+constexpr Duration kIdleWait = std::chrono::seconds(1);
 constexpr Duration kStartDeadline = std::chrono::minutes(2);  // of the context, whose arena is touched at once
 
 }  // namespace
 
 Result<std::shared_ptr<LoadedModel>> load_model(std::span<const device::DeviceOptions> devices, const model::ModelFiles& files,
-                                                model::DecoderOptions options, Duration collective_deadline) {
+                                                model::DecoderOptions options, Duration collective_deadline,
+                                                std::shared_ptr<device::NodeGroup> nodes) {
   auto loaded = std::make_shared<LoadedModel>();
-  BATON_ASSIGN_OR_RETURN(auto opened, device::open_devices(devices, collective_deadline));
-  options.ranks = static_cast<int>(opened.size());
+  loaded->nodes = nodes;
+  // Whoever waits for another host waits less long than the ranks that wait for it.
+  const Duration deadline = nodes ? 2 * collective_deadline : collective_deadline;
+  BATON_ASSIGN_OR_RETURN(auto opened, device::open_devices(devices, deadline, nodes));
+  const int local = static_cast<int>(opened.size()), first = nodes ? nodes->node() * local : 0;
+  options.ranks = nodes ? nodes->size() * local : local;
   const auto on_progress = std::exchange(options.on_progress, nullptr);
   for (auto& device : opened) {
-    options.rank = Rank(static_cast<std::int32_t>(loaded->ranks.size()));
-    if (options.rank == Rank(0)) options.on_progress = on_progress;
+    options.rank = Rank(first + static_cast<std::int32_t>(loaded->ranks.size()));
+    if (loaded->ranks.empty()) options.on_progress = on_progress;
     BATON_ASSIGN_OR_RETURN(auto decoder, model::Decoder::load(*device, files, options));
     options.on_progress = nullptr;
     loaded->ranks.push_back({std::move(device), std::move(decoder)});
@@ -50,6 +56,10 @@ Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::create(net::Executor& lo
                                         std::to_string(spec.block_tokens) + " tokens; give at least --kv-cache-memory-bytes " +
                                         std::to_string(block_bytes)};
   }
+  if (model->nodes) {
+    BATON_ASSIGN_OR_RETURN(const std::int64_t least, model->nodes->least(spec.blocks));
+    spec.blocks = static_cast<std::int32_t>(least);
+  }
   Pools pools;
   for (const LoadedModel::Rank& rank : model->ranks) {
     spec.kv_heads = rank.decoder->shard().kv_heads.size();
@@ -65,29 +75,32 @@ Result<std::unique_ptr<DeviceExecutor>> DeviceExecutor::create(net::Executor& lo
   return executor;
 }
 
+namespace {
+
+DeviceStepLimits limits_of(const LoadedModel& model, const device::KvSpec& pool, std::int32_t seqs) {
+  const model::DecoderOptions& d = model.options;
+  return {.tokens = d.max_tokens,
+          .seqs = seqs,
+          .logit_rows = d.max_logit_rows,
+          .positions = d.max_positions > 0 ? d.max_positions : model.config().max_positions,
+          .blocks = pool.blocks,
+          .block_tokens = pool.block_tokens};
+}
+
+}  // namespace
+
 DeviceExecutor::DeviceExecutor(net::Executor& loop, std::shared_ptr<LoadedModel> model, Pools pools, const DeviceExecutorOptions& options)
     : loop_(loop),
       model_(std::move(model)),
       pools_(std::move(pools)),
       options_(options),
+      limits_(limits_of(*model_, pools_[0]->view().spec, options.max_num_seqs)),
       contexts_(pools_.size()),
       statuses_(pools_.size()),
-      sampler_(model_->config().vocab) {
-  const model::DecoderOptions& d = model_->options;
-  const auto tokens = static_cast<std::size_t>(d.max_tokens), seqs = static_cast<std::size_t>(options.max_num_seqs);
-  const std::int64_t positions = d.max_positions > 0 ? d.max_positions : model_->config().max_positions;
-  const auto blocks = static_cast<std::size_t>((positions + kv_block_tokens() - 1) / kv_block_tokens());
-  token_ids_.reserve(tokens);
-  positions_.reserve(tokens);
-  slots_.reserve(tokens);
-  q_start_.reserve(seqs + 1);
-  kv_len_.reserve(seqs);
-  block_tables_.reserve(seqs * std::min(blocks, static_cast<std::size_t>(kv_blocks())));
-  logit_rows_.reserve(static_cast<std::size_t>(d.max_logit_rows));
-  first_logit_.reserve(seqs);
-  part_.rows.reserve(seqs);
-  copies_.reserve(seqs);
-  mailbox_->result.rows.resize(seqs);
+      sampler_(model_->config().vocab),
+      device_step_(limits_) {
+  part_.rows.reserve(static_cast<std::size_t>(options.max_num_seqs));
+  mailbox_->result.rows.resize(static_cast<std::size_t>(options.max_num_seqs));
   thread_ = std::thread([this] { run(); });
 }
 
@@ -142,7 +155,12 @@ void DeviceExecutor::run() {
   }
   wake_.notify_all();
   ranks_ = &ranks;
-  while (created.ok()) {
+  if (created.ok()) model_->leads() ? lead() : end(follow());
+  ranks.run([&](int r) { contexts_[static_cast<std::size_t>(r)].reset(); });  // where it was made
+}
+
+void DeviceExecutor::lead() {
+  for (;;) {
     const StepPlan* plan;
     {
       std::unique_lock lock(mutex_);
@@ -150,7 +168,10 @@ void DeviceExecutor::run() {
       if (stop_) break;
       plan = plan_;
     }
-    if (plan == nullptr) continue;
+    if (plan == nullptr) {
+      if (const Status alive = tell_nodes(Word::kAlive); !alive.ok()) end(alive);
+      continue;
+    }
     execute(*plan);
     {
       std::lock_guard lock(mutex_);
@@ -158,7 +179,48 @@ void DeviceExecutor::run() {
     }
     if (!lost_) loop_.post([mailbox = mailbox_] { mailbox->callbacks.on_result(mailbox->result); });
   }
-  ranks.run([&](int r) { contexts_[static_cast<std::size_t>(r)].reset(); });  // where it was made
+  // They may be cut off before they have read it, unless they say that they have.
+  if (tell_nodes(Word::kStop).ok() && model_->nodes) (void)model_->nodes->barrier();
+}
+
+// On node 0: what the others do next. Nothing where there are none.
+Status DeviceExecutor::tell_nodes(Word word) {
+  if (!model_->nodes) return {};
+  words_.assign(1, static_cast<std::int32_t>(word));
+  if (word == Word::kStep) device_step_.write(words_);
+  return model_->nodes->broadcast(words_, words_.size());
+}
+
+// On any other node, until node 0 stops or this executor does.
+Status DeviceExecutor::follow() {
+  device::NodeGroup& nodes = *model_->nodes;
+  while (!stopping()) {
+    BATON_RETURN_IF_ERROR(nodes.broadcast(words_, 1 + limits_.words()));
+    const std::span<const std::int32_t> words(words_);
+    if (words.empty() || words[0] < 0 || words[0] > static_cast<std::int32_t>(Word::kStop))
+      return {Code::kDataLoss, "node 0 sent what is none of ours"};
+    if (Word(words[0]) == Word::kAlive) continue;
+    if (Word(words[0]) == Word::kStop) {
+      (void)nodes.barrier();
+      return {};
+    }
+    BATON_RETURN_IF_ERROR(device_step_.read(words.subspan(1)));
+    const float* none = nullptr;
+    BATON_RETURN_IF_ERROR(compute(false, &none));
+  }
+  const Status left(Code::kCancelled, "this node was stopped");
+  nodes.fail(left);
+  return left;
+}
+
+bool DeviceExecutor::stopping() {
+  const std::lock_guard lock(mutex_);
+  return stop_;
+}
+
+void DeviceExecutor::end(const Status& status) {
+  if (lost_.exchange(true) || !options_.on_end) return;
+  loop_.post([on_end = options_.on_end, status] { on_end(status); });
 }
 
 void DeviceExecutor::execute(const StepPlan& plan) {
@@ -177,7 +239,9 @@ void DeviceExecutor::execute(const StepPlan& plan) {
   result.status = {};
   while (result.status.ok() && next_part(plan)) {
     const float* logits = nullptr;
-    result.status = compute(report && next_row_ == plan.rows.size(), &logits);
+    device_step_.fill(part_);
+    result.status = tell_nodes(Word::kStep);
+    if (result.status.ok()) result.status = compute(report && next_row_ == plan.rows.size(), &logits);
     if (result.status.ok()) sample(logits);
   }
   result.elapsed = clock_.now() - begin;
@@ -204,7 +268,6 @@ bool DeviceExecutor::next_part(const StepPlan& plan) {
 }
 
 Status DeviceExecutor::compute(bool report_layers, const float** logits) {
-  fill();
   ranks_->run([&](int r) {
     const auto rank = static_cast<std::size_t>(r);
     statuses_[rank] = compute_rank(rank, report_layers, logits);
@@ -212,12 +275,17 @@ Status DeviceExecutor::compute(bool report_layers, const float** logits) {
     contexts_[rank]->collective().fail(statuses_[rank]);
     lost(statuses_[rank]);
   });
-  for (const Status& status : statuses_) BATON_RETURN_IF_ERROR(status);
+  for (const Status& status : statuses_) {
+    if (status.ok()) continue;
+    if (model_->nodes) model_->nodes->fail(status);
+    return status;
+  }
   return {};
 }
 
 // On the thread of any rank. The first failure is told at once: a rank that hangs may keep the step from ever ending.
 void DeviceExecutor::lost(const Status& why) {
+  if (!model_->leads()) return end(why);
   if (lost_.exchange(true)) return;
   loop_.post([mailbox = mailbox_, step = step_, why] {
     StepResult result;
@@ -227,21 +295,22 @@ void DeviceExecutor::lost(const Status& why) {
   });
 }
 
-// The first rank tells of layers and gets the logits.
+// The first rank of all tells of layers and gets the logits.
 Status DeviceExecutor::compute_rank(std::size_t rank, bool report_layers, const float** logits) {
   device::Context& context = *contexts_[rank];
-  device::StepMeta meta = meta_;  // each device has its own twins of the arrays
+  device::StepMeta meta = device_step_.meta();  // each device has its own twins of the arrays
   context.reset_arena();
   BATON_RETURN_IF_ERROR(context.upload_step(meta));
-  if (!copies_.empty()) context.ops().copy_blocks(*pools_[rank], copies_);
-  const auto on_layer = report_layers && rank == 0 ? &DeviceExecutor::on_layer : nullptr;
+  if (!device_step_.copies().empty()) context.ops().copy_blocks(*pools_[rank], device_step_.copies());
+  const bool first = rank == 0 && model_->leads();
+  const auto on_layer = report_layers && first ? &DeviceExecutor::on_layer : nullptr;
   BATON_ASSIGN_OR_RETURN(const device::Tensor output, model_->ranks[rank].decoder->forward(context, meta, *pools_[rank], on_layer, this));
   const void* host = nullptr;
-  if (rank == 0 && !logit_rows_.empty()) {
+  if (first && !meta.logit_rows.empty()) {
     BATON_ASSIGN_OR_RETURN(host, context.download(output));
   }
   BATON_RETURN_IF_ERROR(context.synchronize(options_.step_deadline));
-  if (rank == 0) *logits = static_cast<const float*>(host);
+  if (first) *logits = static_cast<const float*>(host);
   return {};
 }
 
@@ -250,65 +319,13 @@ void DeviceExecutor::on_layer(void* self, std::uint64_t layer) {
   e.loop_.post([mailbox = e.mailbox_, step = e.step_, layer] { mailbox->callbacks.on_layer(step, static_cast<int>(layer)); });
 }
 
-void DeviceExecutor::fill() {
-  token_ids_.clear();
-  positions_.clear();
-  slots_.clear();
-  q_start_.clear();
-  kv_len_.clear();
-  logit_rows_.clear();
-  first_logit_.clear();
-  copies_.clear();
-  for (const auto& copy : part_.copies) copies_.push_back({.from = copy.from, .to = copy.to});
-
-  std::int32_t max_blocks = 0;
-  for (const StepRow& row : part_.rows) {
-    max_blocks = std::max(max_blocks, (row.end + kv_block_tokens() - 1) / kv_block_tokens());
-    fill_row(row);
-  }
-  q_start_.push_back(static_cast<std::int32_t>(token_ids_.size()));
-  block_tables_.assign(part_.rows.size() * static_cast<std::size_t>(max_blocks), 0);
-  for (std::size_t r = 0; r < part_.rows.size(); ++r) {
-    const std::vector<BlockId>& blocks = *part_.rows[r].blocks;
-    const auto used = std::min(static_cast<std::size_t>(max_blocks), blocks.size());
-    for (std::size_t b = 0; b < used; ++b) block_tables_[r * static_cast<std::size_t>(max_blocks) + b] = blocks[b].value;
-  }
-  meta_.token_ids = token_ids_;
-  meta_.positions = positions_;
-  meta_.slots = slots_;
-  meta_.q_start = q_start_;
-  meta_.kv_len = kv_len_;
-  meta_.block_tables = block_tables_;
-  meta_.max_blocks = max_blocks;
-  meta_.logit_rows = logit_rows_;
-}
-
-void DeviceExecutor::fill_row(const StepRow& row) {
-  const int size = kv_block_tokens();
-  const auto first_token = static_cast<std::int32_t>(token_ids_.size());
-  q_start_.push_back(first_token);
-  kv_len_.push_back(row.end);
-  for (std::int32_t t = row.begin; t < row.end; ++t) {
-    token_ids_.push_back((*row.ids)[static_cast<std::size_t>(t)]);
-    positions_.push_back(t);
-    slots_.push_back((*row.blocks)[static_cast<std::size_t>(t / size)].value * size + t % size);
-  }
-  first_logit_.push_back(static_cast<std::int32_t>(logit_rows_.size()));
-  const auto end_token = static_cast<std::int32_t>(token_ids_.size());
-  if (row.prompt_logprobs >= 0) {
-    for (std::int32_t t = first_token; t < end_token; ++t) logit_rows_.push_back(t);
-  } else if (row.sample) {
-    logit_rows_.push_back(end_token - 1);
-  }
-}
-
 void DeviceExecutor::sample(const float* logits) {
   const auto vocab = static_cast<std::size_t>(model_->config().vocab);
   const auto row_of = [&](std::int32_t index) { return std::span(logits + static_cast<std::size_t>(index) * vocab, vocab); };
   for (std::size_t r = 0; r < part_.rows.size(); ++r) {
     const StepRow& row = part_.rows[r];
     StepResult::Row& out = mailbox_->result.rows[part_first_ + r];
-    std::int32_t logit = first_logit_[r];
+    std::int32_t logit = device_step_.first_logit(r);
     if (row.prompt_logprobs >= 0) {
       const std::int32_t last = std::min(row.end, static_cast<std::int32_t>(row.ids->size()) - 1);
       for (std::int32_t t = row.begin + 1; t <= last; ++t) {

@@ -7,13 +7,13 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <mutex>
 
 #include "base/rng.h"
+#include "engine/blocking_loop.h"
 #include "engine/device_executor.h"
 #include "engine/engine.h"
 
@@ -25,42 +25,6 @@ std::string model_path() {
   const char* home = std::getenv("HOME");
   return std::string(home ? home : "") + "/.cache/baton/models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf";
 }
-
-// Work posted by executors' threads, run by the test's.
-class BlockingLoop final : public net::Executor {
- public:
-  void post(std::function<void()> work) override {
-    {
-      std::lock_guard lock(mutex_);
-      work_.push_back(std::move(work));
-    }
-    ready_.notify_one();
-  }
-  TimerId after(Duration, std::function<void()>) override { return 1; }  // deadlines here are an hour away
-  void cancel(TimerId) override {}
-  const Clock& clock() const override { return clock_; }
-  // False after five minutes without work.
-  template <class Done>
-  bool run_until(Done done) {
-    while (!done()) {
-      std::function<void()> work;
-      {
-        std::unique_lock lock(mutex_);
-        if (!ready_.wait_for(lock, std::chrono::minutes(5), [&] { return !work_.empty(); })) return false;
-        work = std::move(work_.front());
-        work_.pop_front();
-      }
-      work();
-    }
-    return true;
-  }
-
- private:
-  SystemClock clock_;
-  std::mutex mutex_;
-  std::condition_variable ready_;
-  std::deque<std::function<void()>> work_;
-};
 
 // A token and the bits of its log-probability: equal logits, not just the same choice.
 struct Draw {

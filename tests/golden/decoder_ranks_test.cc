@@ -10,6 +10,8 @@
 #include <mutex>
 #include <thread>
 
+#include "device/gloo/test_nodes.h"
+#include "device/node_group.h"
 #include "model/random_model.h"
 #include "tests/golden/decoder_runner.h"
 
@@ -38,10 +40,22 @@ class Ranks : public ::testing::Test {
     return must(ModelFiles::open(path));
   }
 
-  static Outcome run(const ModelFiles& files, int ranks, ComputeType compute, std::size_t chunk) {
-    std::vector<device::DeviceOptions> options(static_cast<std::size_t>(ranks));
+  // The devices of `ranks` ranks, on as many threads that stand for hosts.
+  static std::vector<std::unique_ptr<device::Device>> open(int ranks, int hosts) {
+    std::vector<device::DeviceOptions> options(static_cast<std::size_t>(ranks / hosts));
     for (auto& o : options) o.threads = 1;
-    const auto devices = must(device::open_devices(options, std::chrono::seconds(60)));
+    if (hosts == 1) return must(device::open_devices(options, std::chrono::seconds(60)));
+    std::vector<std::unique_ptr<device::Device>> devices(static_cast<std::size_t>(ranks));
+    device::gloo::testing::with_links(hosts, {.deadline = std::chrono::seconds(60)}, [&](std::unique_ptr<device::NodeLinks> links) {
+      const auto nodes = std::make_shared<device::NodeGroup>(std::move(links));
+      auto own = must(device::open_devices(options, std::chrono::seconds(120), nodes));
+      std::ranges::move(own, devices.begin() + nodes->node() * std::ssize(own));
+    });
+    return devices;
+  }
+
+  static Outcome run(const ModelFiles& files, int ranks, ComputeType compute, std::size_t chunk, int hosts = 1) {
+    const auto devices = open(ranks, hosts);
     std::vector<TokenId> ids;
     for (std::int32_t i = 0; i < kPositions; ++i) ids.push_back(i * 7 % files.config().vocab);
     Outcome out;
@@ -118,6 +132,24 @@ TEST_F(Ranks, ComputeWhatOneDoes) {
       EXPECT_EQ(cut.layers_of_last_step, (std::vector<std::uint64_t>{0, 1}));
       EXPECT_TRUE(cut == run(*files, ranks, ComputeType::kF32, 32)) << "the same bits each time";
       EXPECT_TRUE(cut == run(*files, ranks, ComputeType::kF32, 5)) << "and whatever the chunks";
+    }
+  }
+}
+
+TEST_F(Ranks, OverSeveralHostsToo) {
+  RandomModel m;
+  m.heads = 9, m.kv_heads = 3, m.hidden = 96, m.ffn = 192, m.head_dim = 32, m.vocab = 150;
+  const auto files = make(m);
+  const Outcome whole = run(*files, 1, ComputeType::kF32, 32);
+  for (const auto& [ranks, hosts] : {std::pair(2, 2), std::pair(4, 2), std::pair(3, 3)}) {
+    SCOPED_TRACE(testing::Message() << ranks << " ranks on " << hosts << " hosts");
+    const Outcome cut = run(*files, ranks, ComputeType::kF32, 32, hosts);
+    expect_near(whole, cut, 1e-4);
+    EXPECT_EQ(cut.layers_of_last_step, (std::vector<std::uint64_t>{0, 1}));
+    EXPECT_TRUE(cut == run(*files, ranks, ComputeType::kF32, 32, hosts)) << "the same bits each time";
+    EXPECT_TRUE(cut == run(*files, ranks, ComputeType::kF32, 5, hosts)) << "and whatever the chunks";
+    if (ranks == hosts) {
+      EXPECT_TRUE(cut == run(*files, ranks, ComputeType::kF32, 32)) << "one rank a host sums as ranks of one host do";
     }
   }
 }
