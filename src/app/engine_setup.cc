@@ -39,17 +39,34 @@ Result<std::size_t> kv_bytes(const EngineFlags& flags, int peers, double bytes_p
 
 // One a rank.
 Result<std::vector<device::DeviceOptions>> devices_of(const EngineFlags& flags) {
-  std::vector<device::DeviceOptions> devices(static_cast<std::size_t>(flags.tensor_parallel_size));
+  std::vector<device::DeviceOptions> devices(static_cast<std::size_t>(flags.local_ranks()));
   for (device::DeviceOptions& device : devices) device.isa = flags.isa;
   if (devices.size() == 1 && flags.cores.empty() && flags.threads > 0) {  // which may be more than there are cores
     devices[0].threads = flags.threads;
     return devices;
   }
-  BATON_ASSIGN_OR_RETURN(DevicePlan plan, plan_devices(device::cpu::allowed_cpus(), flags, flags.tensor_parallel_size));
+  BATON_ASSIGN_OR_RETURN(DevicePlan plan, plan_devices(device::cpu::allowed_cpus(), flags, flags.local_ranks()));
   limit_threads(plan.devices, flags.threads);
   for (const std::string& notice : notices_of(plan)) log::warn("{}", notice);
   for (std::size_t r = 0; r < devices.size(); ++r) devices[r].cores = plan.devices[r];
   return devices;
+}
+
+// Meets the other hosts; none where there are none.
+Result<Nodes> meet(const EngineFlags& flags, const EngineSetup& setup, const model::DecoderOptions& decoder) {
+  if (!flags.nodes.several()) return Nodes{};
+  // Only to ask which instruction set it has: others would round otherwise.
+  BATON_ASSIGN_OR_RETURN(const auto device, device::open_device(setup.devices[0]));
+  return meet_nodes(flags.nodes, {{"Baton's version", kVersion},
+                                  {"the model's digest", setup.files->digest()},
+                                  {"--tensor-parallel-size", std::to_string(flags.tensor_parallel_size)},
+                                  {"--compute-type", std::string(to_string(setup.compute))},
+                                  {"--dtype", std::string(to_string(setup.kv_dtype))},
+                                  {"the instruction set (--isa)", device->info().isa},
+                                  {"--max-model-len", std::to_string(setup.options.max_model_len)},
+                                  {"--max-num-seqs", std::to_string(flags.max_num_seqs)},
+                                  {"--max-num-batched-tokens", std::to_string(decoder.max_tokens)},
+                                  {"--block-size", std::to_string(flags.block_size)}});
 }
 
 std::string describe_ranks(const std::vector<device::DeviceOptions>& devices) {
@@ -60,7 +77,7 @@ std::string describe_ranks(const std::vector<device::DeviceOptions>& devices) {
 
 }  // namespace
 
-Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::EventLoop& loop) {
+Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::EventLoop& loop, std::function<void(Status)> on_end) {
   const Clock& clock = loop.clock();
   const TimePoint start = clock.now();
   EngineSetup setup;
@@ -80,7 +97,8 @@ Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::Even
   decoder.max_positions = setup.options.max_model_len;
   decoder.max_tokens = static_cast<std::int32_t>(std::max<std::int64_t>(batched, flags.max_num_seqs));
   decoder.max_logit_rows = flags.max_num_seqs;
-  BATON_ASSIGN_OR_RETURN(setup.loaded, engine::load_model(setup.devices, *setup.files, decoder));
+  BATON_ASSIGN_OR_RETURN(Nodes nodes, meet(flags, setup, decoder));
+  BATON_ASSIGN_OR_RETURN(setup.loaded, engine::load_model(setup.devices, *setup.files, decoder, engine::kCollectiveDeadline, nodes.group));
   setup.load_seconds = to_seconds(clock.now() - start);
   log::info("loaded {} in {:.2f} s: {}, compute {}, {} on {}", to_string(setup.files->dominant_format()), setup.load_seconds,
             format_bytes(static_cast<double>(setup.loaded->weight_bytes())), to_string(setup.compute), setup.loaded->device().isa,
@@ -91,8 +109,12 @@ Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::Even
   executor.kv_dtype = setup.kv_dtype;
   executor.kv_block_tokens = flags.block_size;
   executor.max_num_seqs = flags.max_num_seqs;
-  const double per_token = 2.0 * config.layers * config.kv_heads * config.head_dim * static_cast<double>(size_of(setup.kv_dtype));
+  executor.on_end = std::move(on_end);
+  int kv_heads = 0;  // on this host, copies included
+  for (const auto& rank : setup.loaded->ranks) kv_heads += rank.decoder->shard().kv_heads.size();
+  const double per_token = 2.0 * config.layers * kv_heads * config.head_dim * static_cast<double>(size_of(setup.kv_dtype));
   BATON_ASSIGN_OR_RETURN(executor.kv_bytes, kv_bytes(flags, peers, per_token, setup.options.max_model_len));
+  if (nodes.meeting) BATON_RETURN_IF_ERROR(wait_for_nodes(nodes, flags.nodes));
   BATON_ASSIGN_OR_RETURN(setup.executor, engine::DeviceExecutor::create(loop, setup.loaded, executor));
   const int block_tokens = setup.executor->kv_block_tokens();
   const double bytes = static_cast<double>(setup.executor->kv_bytes()),

@@ -2,6 +2,7 @@
 // From flags to an engine's parts: the device, the loaded model, the executor with its KV pool. Shared by `baton worker` and `baton bench
 // engine`.
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,7 +28,8 @@ struct EngineSetup {
   double load_seconds = 0;
 };
 
-// `peers`: how many engines share this machine's memory. Prints the phases through the log.
-Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::EventLoop& loop);
+// `peers`: how many engines share this machine's memory. Prints the phases through the log. On several hosts all do this together; `on_end`
+// is DeviceExecutorOptions'.
+Result<EngineSetup> set_up_engine(const EngineFlags& flags, int peers, net::EventLoop& loop, std::function<void(Status)> on_end = {});
 
 }  // namespace baton::app

@@ -106,6 +106,8 @@ std::vector<std::string> EngineFlags::args() const {
   add("--cores", cores);
   add("--isa", isa);
   if (no_prefix_caching) out.push_back("--no-enable-prefix-caching");
+  const auto several = nodes.args();
+  out.insert(out.end(), several.begin(), several.end());
   if (cores_shared) out.push_back("--cores-shared");
   if (!chunked_prefill) out.push_back("--no-enable-chunked-prefill");
   return out;

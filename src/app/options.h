@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "app/nodes.h"
 #include "base/status.h"
 
 namespace baton::app {
@@ -40,10 +41,12 @@ struct EngineFlags {
   int max_step_ms = 100;
   bool no_prefix_caching = false;
   bool chunked_prefill = true;
+  NodeFlags nodes;  // declared by the commands that start an instance over several hosts
   LogFlags log;
 
-  void add_to(CLI::App& app);
+  void add_to(CLI::App& app);  // without `nodes`
   std::vector<std::string> args() const;
+  int local_ranks() const { return tensor_parallel_size / nodes.nnodes; }  // on this host
 };
 
 // What the HTTP front shows.

@@ -21,6 +21,7 @@
 #include "app/supervisor.h"
 #include "app/topology.h"
 #include "base/log.h"
+#include "device/gloo/tcp.h"
 #include "model/model_files.h"
 #include "net/event_loop.h"
 #include "net/http.h"
@@ -78,7 +79,11 @@ class Serve {
     watch_lifetime(loop_, flags_.lifetime_fd);
     if (const Status status = prepare(); !status.ok()) return report(status);
     if (const Status status = start(); !status.ok()) return report(status);
-    poll_ready();
+    if (follows()) {
+      await_ready();
+    } else {
+      poll_ready();
+    }
     loop_.after(Duration(static_cast<std::int64_t>(flags_.ready_timeout_s * 1e6)), [this] {
       if (!ready_) give_up(fmt::format("not ready after {:.0f} s; the log above says what it waits for", flags_.ready_timeout_s));
     });
@@ -94,6 +99,9 @@ class Serve {
     return kExitFailed;
   }
 
+  // Whether another host schedules, and this one has neither gateway nor ports.
+  bool follows() const { return !flags_.engine.nodes.leads(); }
+
   double seconds() const { return to_seconds(loop_.clock().now() - started_); }
 
   Status prepare() {
@@ -106,15 +114,41 @@ class Serve {
                    to_string(files->dominant_format()), format_bytes(static_cast<double>(files->weight_bytes())));
     look_at_file_limit();
     BATON_ASSIGN_OR_RETURN(workers_, plan_topology(flags_.topology, flags_.engine.tensor_parallel_size));
+    BATON_RETURN_IF_ERROR(span_nodes(workers_, flags_.engine.nodes));
     BATON_RETURN_IF_ERROR(check_degrees(*files, workers_));
     const std::vector<device::cpu::Cpu> cpus = device::cpu::allowed_cpus();
     BATON_ASSIGN_OR_RETURN(const std::vector<std::string> notices, place_workers(workers_, cpus, flags_.engine));
     for (const std::string& notice : notices) progress_.line("notice   {}", notice);
     for (const WorkerPlan& worker : workers_) progress_.line("worker   {}", describe(worker, cpus));
+    if (follows()) return open_ready_pipe();
+    if (flags_.engine.nodes.several()) {
+      BATON_ASSIGN_OR_RETURN(const NodeFlags::Address master, flags_.engine.nodes.address());
+      BATON_ASSIGN_OR_RETURN(master_, device::gloo::Socket::listen(master.host, master.port));
+      flags_.engine.nodes.master_fd = master_.fd();
+    }
     if (listen_fd_ < 0) {
       BATON_ASSIGN_OR_RETURN(listen_fd_, listen_socket(flags_.front.host, flags_.front.port, &flags_.front.port));
     }
     return open_sockets(workers_);
+  }
+
+  Status open_ready_pipe() {
+    int fds[2];
+    if (pipe2(fds, O_CLOEXEC | O_NONBLOCK) != 0) return {Code::kInternal, "cannot create a pipe"};
+    ready_pipe_ = fds[0];
+    workers_[0].ready_fd = fds[1];
+    return {};
+  }
+
+  // A node that follows says once that it does; one that is started again says so to nobody.
+  void await_ready() {
+    loop_.on_readable(ready_pipe_, [this] {
+      ready_ = true;
+      supervisor_->mark_ready();
+      const NodeFlags& nodes = flags_.engine.nodes;
+      progress_.line("joined   after {:.2f} s: node {} of {}, which follows {}", seconds(), nodes.node_rank, nodes.nnodes,
+                     nodes.master_addr);
+    });
   }
 
   void look_at_file_limit() {
@@ -136,7 +170,9 @@ class Serve {
                              if (delay.count() < 0) return give_up(fmt::format("{} {} while starting; its message is above", name, how));
                              log::warn("{} {}; restarting in {:.1f} s", name, how, to_seconds(delay));
                            },
-                           [this](const std::string&, int) { write_state(); }});
+                           [this](const std::string&, int) {
+                             if (!follows()) write_state();
+                           }});
     client_ = net::HttpClient::create(loop_);
     return supervisor_->start();
   }
@@ -233,6 +269,8 @@ class Serve {
   std::string model_path_;
   std::vector<WorkerPlan> workers_;
   int listen_fd_;
+  device::gloo::Socket master_;  // where the other nodes come to; it outlives the worker that waits for them there
+  int ready_pipe_ = -1;
   std::unique_ptr<Supervisor> supervisor_;
   std::unique_ptr<net::HttpClient> client_;
   std::unique_ptr<net::HttpCall> poll_;
@@ -316,8 +354,11 @@ int run_serve(Args args) {
   std::string config;
   app.add_option("--config", config, "YAML file of flags; the command line wins");
   flags.engine.add_to(app);
+  flags.engine.nodes.add_to(app);
   flags.front.add_to(app);
   if (const auto code = parse_args(app, std::move(args))) return *code;
+  if (flags.detach && !flags.engine.nodes.leads())
+    return fail(Status(Code::kInvalidArgument, "--detach is for a server that answers requests; run node 1 and up under what restarts it"));
   if (flags.detach) return run_detached(std::move(flags));
   flags.engine.log.init("serve");
   return Serve(std::move(flags), stdout, false).run();

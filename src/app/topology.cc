@@ -67,18 +67,22 @@ ChildSpec worker_spec(const std::string& model_path, EngineFlags engine, const F
                worker.name,
                "--role",
                worker.role,
-               "--http-fd",
-               std::to_string(worker.http_fd),
-               "--link-fd",
-               std::to_string(worker.link_fd),
                "--peers",
                std::to_string(peers),
                "--shutdown-timeout",
                fmt::format("{}", front.shutdown_timeout_s)};
+  const auto hand_over = [&spec](const char* flag, int fd) {
+    if (fd < 0) return;
+    spec.args.insert(spec.args.end(), {flag, std::to_string(fd)});
+    spec.fds.push_back(fd);
+  };
+  hand_over("--http-fd", worker.http_fd);
+  hand_over("--link-fd", worker.link_fd);
+  hand_over("--ready-fd", worker.ready_fd);
+  hand_over("--master-fd", engine.nodes.master_fd);
   if (worker.link_port_seen > 0) spec.args.insert(spec.args.end(), {"--advertise-link-port", std::to_string(worker.link_port_seen)});
   const auto more = engine.args();
   spec.args.insert(spec.args.end(), more.begin(), more.end());
-  spec.fds = {worker.http_fd, worker.link_fd};
   return spec;
 }
 
@@ -145,15 +149,26 @@ Result<std::vector<WorkerPlan>> plan_topology(const TopologyFlags& flags, int te
   return workers;
 }
 
+Status span_nodes(std::vector<WorkerPlan>& workers, const NodeFlags& nodes) {
+  if (nodes.several() && (workers.size() != 1 || workers[0].role != "both"))
+    return {Code::kInvalidArgument,
+            fmt::format("--nnodes {} is of one engine that does both phases: KV is handed over through shared memory, "
+                        "which hosts do not have in common; leave out --prefill, --decode and --data-parallel-size",
+                        nodes.nnodes)};
+  BATON_RETURN_IF_ERROR(nodes.check(workers[0].ranks));
+  if (nodes.several()) workers[0].nodes = nodes.nnodes;
+  return {};
+}
+
 Result<std::vector<std::string>> place_workers(std::vector<WorkerPlan>& workers, std::span<const device::cpu::Cpu> cpus,
                                                const EngineFlags& engine) {
   int count = 0;
-  for (const WorkerPlan& worker : workers) count += worker.ranks;
+  for (const WorkerPlan& worker : workers) count += worker.ranks / worker.nodes;
   BATON_ASSIGN_OR_RETURN(DevicePlan plan, plan_devices(cpus, engine, count));
   auto next = plan.devices.begin();
   for (WorkerPlan& worker : workers) {
-    worker.devices.assign(next, next + worker.ranks);
-    next += worker.ranks;
+    worker.devices.assign(next, next + worker.ranks / worker.nodes);
+    next += worker.ranks / worker.nodes;
     limit_threads(worker.devices, engine.threads);
   }
   return notices_of(plan);
@@ -169,8 +184,10 @@ Status check_degrees(const model::ModelFiles& files, std::span<const WorkerPlan>
 }
 
 std::string describe(const WorkerPlan& worker, std::span<const device::cpu::Cpu> cpus) {
-  return fmt::format("{}: {}, {}cores {}", worker.name, worker.role == "both" ? "prefill and decode" : worker.role,
-                     worker.ranks > 1 ? fmt::format("TP={}, ", worker.ranks) : "", describe_devices(cpus, worker.devices));
+  return fmt::format(
+      "{}: {}, {}cores {}", worker.name, worker.role == "both" ? "prefill and decode" : worker.role,
+      worker.ranks > 1 ? fmt::format("TP={}{}, ", worker.ranks, worker.nodes > 1 ? fmt::format(" over {} nodes", worker.nodes) : "") : "",
+      describe_devices(cpus, worker.devices));
 }
 
 Status open_sockets(std::vector<WorkerPlan>& workers) {
@@ -183,7 +200,8 @@ Status open_sockets(std::vector<WorkerPlan>& workers) {
 
 std::vector<ChildSpec> child_specs(const std::string& model_path, const EngineFlags& engine, const FrontFlags& front,
                                    const std::vector<WorkerPlan>& workers, int listen_fd) {
-  std::vector<ChildSpec> children = {gateway_spec(model_path, engine, front, workers, listen_fd)};
+  std::vector<ChildSpec> children;
+  if (engine.nodes.leads()) children.push_back(gateway_spec(model_path, engine, front, workers, listen_fd));
   for (const WorkerPlan& worker : workers) children.push_back(worker_spec(model_path, engine, front, worker, workers.size()));
   return children;
 }

@@ -28,8 +28,10 @@ struct TopologyFlags {
 struct WorkerPlan {
   std::string name, role;
   int ranks = 1;     // tensor-parallel degree
-  CoreSets devices;  // by rank
+  int nodes = 1;     // hosts that they are on, as many on each
+  CoreSets devices;  // by rank on this host
   int http_fd = -1, link_fd = -1;
+  int ready_fd = -1;  // of a node that follows another: a pipe, told when it is ready; it has no ports
   int http_port = 0, link_port = 0;
   // Where others reach it, if not at these ports: through a proxy. 0: directly.
   int http_port_seen = 0, link_port_seen = 0;
@@ -38,6 +40,9 @@ struct WorkerPlan {
 // p0.. and d0.. for --prefill and --decode (both or neither), else w0.. of both roles; of `tensor_parallel_size` ranks where the flags name
 // no degree. Without devices.
 Result<std::vector<WorkerPlan>> plan_topology(const TopologyFlags& flags, int tensor_parallel_size);
+// Lets the one worker of a server be on several hosts, where the flags say so. kInvalidArgument: they do not fit, or there is another
+// worker.
+Status span_nodes(std::vector<WorkerPlan>& workers, const NodeFlags& nodes);
 // Gives each its devices, of the machine's `cpus`; what one should be told of that.
 Result<std::vector<std::string>> place_workers(std::vector<WorkerPlan>& workers, std::span<const device::cpu::Cpu> cpus,
                                                const EngineFlags& engine);
@@ -48,7 +53,7 @@ std::string describe(const WorkerPlan& worker, std::span<const device::cpu::Cpu>
 
 // Their listening sockets, on free ports of loopback.
 Status open_sockets(std::vector<WorkerPlan>& workers);
-// The gateway first, then the workers. `listen_fd`: the gateway's listening socket.
+// The gateway first, then the workers. Of a node that follows another: its worker alone. `listen_fd`: the gateway's listening socket.
 std::vector<ChildSpec> child_specs(const std::string& model_path, const EngineFlags& engine, const FrontFlags& front,
                                    const std::vector<WorkerPlan>& workers, int listen_fd);
 

@@ -4,9 +4,12 @@
 
 #include <signal.h>
 #include <spdlog/fmt/fmt.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <functional>
+#include <optional>
+#include <utility>
 
 #include "app/args.h"
 #include "app/commands.h"
@@ -27,13 +30,51 @@ struct WorkerFlags {
   EngineFlags engine;
   std::string name = "w0", role = "both", host = "127.0.0.1";
   int port = 0, link_port = 0, advertise_link_port = 0, http_fd = -1, link_fd = -1, lifetime_fd = -1, peers = 1;
+  int ready_fd = -1;
   double shutdown_timeout_s = 30;
 };
+
+Status check(const WorkerFlags& flags) {
+  const NodeFlags& nodes = flags.engine.nodes;
+  if (nodes.several() && flags.role != "both")
+    return {Code::kInvalidArgument, fmt::format("--role {} with --nnodes {}: KV is handed over through shared memory, which hosts do not "
+                                                "have in common, so an instance over several takes --role both only",
+                                                flags.role, nodes.nnodes)};
+  return nodes.check(flags.engine.tensor_parallel_size);
+}
+
+// Node 1 and up: computes what node 0 says, and ends with it.
+Status follow(const WorkerFlags& flags) {
+  net::EventLoop loop;
+  watch_lifetime(loop, flags.lifetime_fd);
+  std::optional<Status> end;
+  BATON_ASSIGN_OR_RETURN(const EngineSetup setup, set_up_engine(flags.engine, flags.peers, loop, [&](Status status) {
+                           end = std::move(status);
+                           loop.stop();
+                         }));
+  const NodeFlags& nodes = flags.engine.nodes;
+  log::info("{} follows node 0 at {}, as node {} of {}", flags.name, nodes.master_addr, nodes.node_rank, nodes.nnodes);
+  if (flags.ready_fd >= 0 && write(flags.ready_fd, "1", 1) != 1) log::warn("cannot tell the supervisor that this node is ready");
+  loop.on_signals({SIGTERM, SIGINT}, [&](int) {
+    log::info("stopping: the instance ends, whatever it does");
+    loop.stop();
+  });
+  loop.run();
+  if (end && end->ok()) log::info("node 0 has stopped");
+  // Without destructors: the thread of a rank that hangs cannot be joined.
+  if (end && !end->ok()) std::_Exit(flags.engine.log.end(end->with_context("this node ends")));
+  return {};
+}
 
 Status run(const WorkerFlags& flags) {
   net::EventLoop loop;
   watch_lifetime(loop, flags.lifetime_fd);
-  BATON_ASSIGN_OR_RETURN(EngineSetup setup, set_up_engine(flags.engine, flags.peers, loop));
+  bool failed = false;
+  BATON_ASSIGN_OR_RETURN(EngineSetup setup, set_up_engine(flags.engine, flags.peers, loop, [&](const Status& lost) {
+                           log::error("{}", lost.message());
+                           failed = true;
+                           loop.stop();
+                         }));
   const model::ModelConfig& config = setup.files->config();
   std::vector<transfer::RankPool> ranks;
   for (int rank = 0; rank < setup.executor->ranks(); ++rank) {
@@ -62,7 +103,6 @@ Status run(const WorkerFlags& flags) {
   BATON_ASSIGN_OR_RETURN(const auto server, worker::Worker::create(loop, *engine, ranks, std::move(options)));
   log::info("{} ({}) listens on {}:{}, hand-off links on {}", flags.name, flags.role, flags.host, server->http_port(), server->link_port());
   // A device that has failed does not come back: the process ends, and whoever supervises it starts another.
-  bool failed = false;
   std::function<void()> watch = [&] {
     if (failed) return loop.stop();
     failed = engine->status().failed;
@@ -102,14 +142,17 @@ int run_worker(Args args) {
   app.add_option("--shutdown-timeout", flags.shutdown_timeout_s, "seconds that running requests get after SIGTERM")->capture_default_str();
   app.add_option("--http-fd", flags.http_fd, "an inherited listening socket, from the supervisor")->group("");
   app.add_option("--link-fd", flags.link_fd, "an inherited listening socket, from the supervisor")->group("");
+  app.add_option("--ready-fd", flags.ready_fd, "a pipe that is told when a node that follows is ready")->group("");
   app.add_option("--lifetime-fd", flags.lifetime_fd, "a pipe whose end means: exit")->group("");
   std::string config;
   app.add_option("--config", config, "YAML file of flags; the command line wins");
   flags.engine.add_to(app);
+  flags.engine.nodes.add_to(app);
   if (const auto code = parse_args(app, std::move(args))) return *code;
   flags.engine.log.init(flags.name);
   if (flags.lifetime_fd >= 0) signal(SIGINT, SIG_IGN);  // the supervisor decides
-  return flags.engine.log.end(run(flags));
+  if (const Status sound = check(flags); !sound.ok()) return flags.engine.log.end(sound);
+  return flags.engine.log.end(flags.engine.nodes.leads() ? run(flags) : follow(flags));
 }
 
 }  // namespace baton::app
