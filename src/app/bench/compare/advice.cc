@@ -59,7 +59,7 @@ std::string limits(const Comparison& c) {
 std::string by_goodput(const Comparison& c) {
   std::vector<std::pair<const ArmResult*, std::pair<double, double>>> found;
   for (const ArmResult& arm : c.arms)
-    if (const auto best = best_goodput(arm)) found.emplace_back(&arm, *best);
+    if (const auto best = best_goodput(c, arm)) found.emplace_back(&arm, *best);
   if (found.empty()) return "";
   std::ranges::stable_sort(found, [](const auto& a, const auto& b) { return a.second.first > b.second.first; });
   const auto& [winner, best] = found.front();
@@ -126,7 +126,7 @@ struct Decision {
 Decision decide(const Comparison& c, const ArmResult& pd, const ArmResult& other) {
   if (!c.goodput_ms.empty()) {
     constexpr double kAlike = 0.03;  // a rate has one run in the sweep: there is no spread to go by
-    const double mine = best_goodput(pd)->first, others = best_goodput(other)->first;
+    const double mine = best_goodput(c, pd)->first, others = best_goodput(c, other)->first;
     return {mine, others, std::abs(mine - others) <= kAlike * std::max(mine, others), mine > others};
   }
   const Measure& e2el = measure("mean_e2el");
@@ -139,7 +139,7 @@ std::pair<const ArmResult*, const ArmResult*> opponents(const Comparison& c) {
   const ArmResult *pd = nullptr, *other = nullptr;
   for (const Rank& r : ranking(c, measure("mean_e2el"))) {
     const ArmResult*& place = r.arm->arm.disaggregated ? pd : other;
-    if (!place || (!c.goodput_ms.empty() && best_goodput(*r.arm)->first > best_goodput(*place)->first)) place = r.arm;
+    if (!place || (!c.goodput_ms.empty() && best_goodput(c, *r.arm)->first > best_goodput(c, *place)->first)) place = r.arm;
   }
   return {pd, other};
 }

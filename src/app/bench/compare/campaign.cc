@@ -68,7 +68,11 @@ double SaturationSearch::saturation() const {
 }
 
 Campaign::Campaign(const CampaignOptions& options)
-    : options_(options), searches_(options.arms, SaturationSearch(options.search)), failures_(options.arms), rate_(options.rate) {}
+    : options_(options),
+      searches_(options.arms, SaturationSearch(options.search)),
+      failures_(options.arms),
+      capacities_(options.arms),
+      rate_(options.rate) {}
 
 std::optional<Step> Campaign::search_step() {
   if (options_.rate > 0) return std::nullopt;
@@ -127,6 +131,7 @@ void Campaign::on_run(const KeptUp& run) {
     searches_[current_->arm].on_probe(run);
     if (run.completed <= 0 && searches_[current_->arm].saturation() <= 0) failures_[current_->arm] = "no request succeeded";
   }
+  if (!run.sustained && run.completed > 0) capacities_[current_->arm] = run.completed;
   last_ = std::exchange(current_, std::nullopt);
 }
 
@@ -138,7 +143,7 @@ void Campaign::on_failure(std::string why) {
 }
 
 double Campaign::seconds_of(std::size_t arm, double rate, std::size_t requests) const {
-  const double can = options_.rate > 0 ? 0 : searches_[arm].saturation();
+  const double can = options_.rate > 0 ? capacities_[arm] : searches_[arm].saturation();
   const double speed = rate > 0 && can > 0 ? std::min(rate, can) : std::max(rate, can);
   return speed > 0 ? static_cast<double>(requests) / speed : -1;
 }

@@ -104,6 +104,7 @@ class Campaign {
   const CampaignOptions options_;
   std::vector<SaturationSearch> searches_;
   std::vector<std::string> failures_;
+  std::vector<double> capacities_;  // what each completed when it last had too much, requests/s; 0: it never had. For the estimate
   double rate_ = 0;
   bool planned_ = false;
   std::vector<Step> queue_;  // after the search

@@ -167,8 +167,9 @@ TEST(Html, PlotsHoldTheRunsFigures) {
   const auto all = plots(comparison());
   std::vector<std::string> titles;
   for (const Plot& p : all) titles.push_back(p.title);
-  EXPECT_THAT(titles, ElementsAre("Time to first token", "Time per output token", "Inter-token latency", "ITL over time: tp2",
-                                  "ITL over time: pd", "Requests completed (dotted: sustained)", "Mean time per output token"));
+  EXPECT_THAT(titles,
+              ElementsAre("Time to first token", "Time per output token", "Inter-token latency", "ITL over time: tp2", "ITL over time: pd",
+                          "Requests completed (dotted: sustained)", "Mean time per output token (dotted: sustained)"));
   // TTFTs are 10, 20, ... 500 ms: P50 is 255.
   const auto& ttft = all[0].series[0].points;
   const auto at_half = std::ranges::min_element(ttft, {}, [](const auto& p) { return std::abs(p.first - 2); });
@@ -181,6 +182,11 @@ TEST(Html, PlotsHoldTheRunsFigures) {
     }
   EXPECT_THAT(all[5].series[0].points, ElementsAre(std::pair(2.0, 50 / 30.0), std::pair(4.0, 50 / 30.0)));
   EXPECT_EQ(all[5].markers[0].x, 3);
+  // Tokens that came together do not stretch the axis.
+  auto c = comparison();
+  for (auto& o : c.arms[0].runs[0].outcomes) o.itl.assign(60, 0.02);
+  c.arms[0].runs[0].outcomes[0].itl[0] = 1e-7;
+  EXPECT_NEAR(plots(c)[2].y.low, 20, 1e-6);
 }
 
 }  // namespace

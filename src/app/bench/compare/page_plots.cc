@@ -53,8 +53,8 @@ std::optional<Plot> distribution(const Comparison& c, const char* title, void (*
     if (series.points.empty()) continue;
     most = std::max(most, series.points.back().first);
     // Tokens that arrive together are no time apart: a log axis down to them would show nothing else.
-    for (const auto& [x, y] : series.points)
-      if (x <= nines(kLeastPercentile)) low = std::min(low, std::max(y, series.points.back().second / 1e4));
+    const auto after = std::ranges::find_if(series.points, [](const auto& p) { return p.first > nines(kLeastPercentile); });
+    low = std::min(low, std::max(after->second, series.points.back().second / 1e4));
     plot.series.push_back(std::move(series));
   }
   if (plot.series.empty()) return std::nullopt;
@@ -133,6 +133,7 @@ std::optional<Plot> against_rate(const Comparison& c, const char* title, const c
   }
   // One rate for all is no curve.
   if (std::ranges::none_of(plot.series, [](const Series& s) { return s.points.size() > 1; })) return std::nullopt;
+  if (!plot.markers.empty()) plot.title += " (dotted: sustained)";
   return plot;
 }
 
@@ -150,9 +151,8 @@ std::vector<Plot> plots(const Comparison& c) {
   add(distribution(c, "Inter-token latency",
                    [](const RequestOutcome& o, std::vector<double>& to) { to.insert(to.end(), o.itl.begin(), o.itl.end()); }));
   add_itl_over_time(c, out);
-  add(against_rate(c, "Requests completed (dotted: sustained)", "requests/s",
-                   [](const ArmRun& run) { return run.report.request_throughput; }));
-  add(against_rate(c, "Goodput (dotted: sustained)", "good requests/s", [](const ArmRun& run) { return run.report.goodput; }));
+  add(against_rate(c, "Requests completed", "requests/s", [](const ArmRun& run) { return run.report.request_throughput; }));
+  add(against_rate(c, "Goodput", "good requests/s", [](const ArmRun& run) { return run.report.goodput; }));
   add(against_rate(c, "Mean time per output token", "ms", [](const ArmRun& run) { return run.report.ms.at("tpot").mean; }));
   return out;
 }

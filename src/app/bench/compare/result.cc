@@ -106,12 +106,16 @@ std::optional<double> difference(const ArmResult& arm, const ArmResult& first, c
   return (mine->median - other->median) / other->median;
 }
 
-std::optional<std::pair<double, double>> best_goodput(const ArmResult& arm) {
-  std::optional<std::pair<double, double>> best;
+std::optional<std::pair<double, double>> best_goodput(const Comparison& comparison, const ArmResult& arm) {
+  const auto was_given = [](const ArmResult& a, double rate) {
+    return std::ranges::any_of(a.runs, [&](const ArmRun& r) { return r.purpose != Purpose::kSearch && r.rate == rate; });
+  };
   std::map<double, std::vector<double>> by_rate;  // several repeats at one rate count as their median
   for (const ArmRun& run : arm.runs)
     if (run.purpose != Purpose::kSearch && run.rate > 0 && run.report.goodput >= 0) by_rate[run.rate].push_back(run.report.goodput);
+  std::optional<std::pair<double, double>> best;
   for (auto& [rate, values] : by_rate) {
+    if (!std::ranges::all_of(comparison.arms, [&](const ArmResult& a) { return a.measured().empty() || was_given(a, rate); })) continue;
     std::ranges::sort(values);
     const double median = percentile(values, 50);
     if (!best || median > best->first) best = {median, rate};

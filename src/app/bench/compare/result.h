@@ -90,8 +90,9 @@ std::optional<Figure> figure(const ArmResult& arm, const Measure& measure, const
 // (arm - first) / first; nullopt where one of the two has none.
 std::optional<double> difference(const ArmResult& arm, const ArmResult& first, const Measure& measure);
 
-// The most good requests per second that an arm had at a rate that all arms were given, and that rate; nullopt without limits or runs.
-std::optional<std::pair<double, double>> best_goodput(const ArmResult& arm);
+// The most good requests per second that an arm had at a rate that all arms with repeats were given, and that rate; nullopt without limits
+// or runs.
+std::optional<std::pair<double, double>> best_goodput(const Comparison& comparison, const ArmResult& arm);
 
 // What forbids to rely on an arm's saturation: runs that are short beside an answer, since an arm is never full in them; "" if nothing
 // does.

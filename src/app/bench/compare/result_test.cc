@@ -111,11 +111,16 @@ TEST(Result, BestGoodputIsTheMedianAtTheBestFiniteRate) {
   a.runs.push_back(run(400, 10, 1, 2, Purpose::kMeasure, {{"ttft", 300}}));  // none keeps the limit
   a.runs.push_back(run(100, 10, 2, 2, Purpose::kMeasure, {{"ttft", 300}}));
   a.runs.push_back(run(400, 10, 0, 5, Purpose::kSweep, {{"ttft", 300}}));
-  const auto best = best_goodput(a);
+  const auto best = best_goodput(comparison({a}), a);
   ASSERT_TRUE(best);
   EXPECT_EQ(best->second, 2);
   EXPECT_NEAR(best->first, 20 / 10.14, 1e-9);
-  EXPECT_EQ(best_goodput(arm("b", {{1, 1}})), std::nullopt);
+  EXPECT_EQ(best_goodput(comparison({}), arm("b", {{1, 1}})), std::nullopt);
+  a.runs.push_back(run(1, 10, 0, 7, Purpose::kSweep, {{"e2el", 100}}));  // good, but the other arm never had this rate
+  ArmResult other;
+  other.runs.push_back(run(100, 10, 0, 2, Purpose::kMeasure, {{"ttft", 300}}));
+  EXPECT_EQ(best_goodput(comparison({a, other}), a)->second, 2);
+  EXPECT_EQ(best_goodput(comparison({a}), a)->second, 7);
 }
 
 TEST(Result, RunsThatAreShortBesideAnAnswerAreTooShort) {

@@ -58,7 +58,7 @@ Json to_json(const ArmResult& arm, const Comparison& c) {
   }
   out["figures"] = medians;
   if (!differences.empty()) out["difference_to_first"] = differences;
-  if (const auto best = best_goodput(arm)) out["best_goodput"] = {{"requests_per_s", best->first}, {"at_request_rate", best->second}};
+  if (const auto best = best_goodput(c, arm)) out["best_goodput"] = {{"requests_per_s", best->first}, {"at_request_rate", best->second}};
   out["runs"] = Json::array();
   for (const ArmRun& run : arm.runs) out["runs"].push_back(to_json(run, c));
   return out;
