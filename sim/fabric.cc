@@ -72,7 +72,7 @@ Fabric::JobId Fabric::submit(std::shared_ptr<Region> peer, transfer::CopyPlan pl
   const bool inside =
       peer ? transfer::plan_inside(plan, peer->memory->const_bytes(), own_->bytes()) : transfer::runs_inside(plan.runs, own_->bytes());
   Status refusal;
-  if (jobs_.size() >= model_.jobs_max) refusal = Status(Code::kResourceExhausted, "too many KV copies wait");
+  if (queue_.size() + running_.size() >= model_.jobs_max) refusal = Status(Code::kResourceExhausted, "too many KV copies wait");
   if (plan.runs.empty() || !inside) refusal = Status(Code::kDataLoss, "a KV copy leaves its region");
   if (!refusal.ok()) {
     ++refused_;
@@ -85,15 +85,15 @@ Fabric::JobId Fabric::submit(std::shared_ptr<Region> peer, transfer::CopyPlan pl
     return id;
   }
   audit_.job_begins(id, plan, peer != nullptr);
-  jobs_.push_back({id, std::move(peer), std::move(plan), std::move(done)});
-  if (jobs_.size() == 1) begin();
+  queue_.push_back({id, std::move(peer), std::move(plan), std::move(done)});
+  begin();
   return id;
 }
 
 void Fabric::cancel(JobId job) {
-  // The first one runs, and completes.
-  for (std::size_t i = 1; i < jobs_.size(); ++i) {
-    if (jobs_[i].id == job) jobs_[i].cancelled = true;
+  // One that runs, completes.
+  for (Job& waiting : queue_) {
+    if (waiting.id == job) waiting.cancelled = true;
   }
 }
 
@@ -113,7 +113,10 @@ void Fabric::damage(const Job& job, std::uint64_t one_in) {
 }
 
 void Fabric::begin() {
-  Job& job = jobs_.front();
+  if (queue_.empty() || running_.size() == own_->parts().size()) return;
+  const JobId id = queue_.front().id;
+  Job& job = running_[id] = std::move(queue_.front());
+  queue_.pop_front();
   std::int64_t bytes = 0;
   for (const auto& run : job.plan.runs) bytes += run.bytes;
   Duration takes = model_.job + Duration(bytes * 1000 / model_.bytes_per_ms);
@@ -121,15 +124,14 @@ void Fabric::begin() {
     takes += Duration(static_cast<std::int64_t>(rng_.below(static_cast<std::uint64_t>(faults_.late.count()))));
   if (job.cancelled) takes = Duration(0);
   if (!job.cancelled) copy(job, 0, job.plan.runs.size() / 2);
-  host_.after(takes, [weak = std::weak_ptr(self_)] {
-    if (const auto self = weak.lock()) (*self)->end();
+  host_.after(takes, [weak = std::weak_ptr(self_), id] {
+    if (const auto self = weak.lock()) (*self)->end(id);
   });
 }
 
-void Fabric::end() {
-  Job job = std::move(jobs_.front());
-  jobs_.pop_front();
-  if (!jobs_.empty()) begin();
+void Fabric::end(JobId id) {
+  const Job job = std::move(running_.extract(id).mapped());
+  begin();
   audit_.job_ends(job.id);
   if (job.cancelled) {
     trace_(host_.real_now(), host_.name(), "copy cancelled", job.id);

@@ -1,7 +1,7 @@
 #pragma once
-// The simulated fabric: as transfer/shm, one copier per process that runs one job at a time, over the memories of the simulated processes.
-// The first half of a copy is made when its job begins and the rest when it ends: a source that is reused meanwhile gives a wrong digest, a
-// target that is reused meanwhile gets wrong KV.
+// The simulated fabric: as transfer/shm, a copier for each rank of a process, which runs one job at a time, over the memories of the
+// simulated processes. The first half of a copy is made when its job begins and the rest when it ends: a source that is reused meanwhile
+// gives a wrong digest, a target that is reused meanwhile gets wrong KV.
 
 #include <deque>
 #include <map>
@@ -60,7 +60,7 @@ class Fabric final : public transfer::Fabric {
   void cancel(JobId job) override;
   std::size_t jobs_max() const override { return model_.jobs_max; }
 
-  std::size_t jobs() const { return jobs_.size() + refused_; }
+  std::size_t jobs() const { return queue_.size() + running_.size() + refused_; }
 
   // --- faults of fetches; zero: none
   struct Faults {
@@ -80,7 +80,7 @@ class Fabric final : public transfer::Fabric {
   };
   JobId submit(std::shared_ptr<Region> peer, transfer::CopyPlan plan, Done done);
   void begin();
-  void end();
+  void end(JobId id);
   void copy(const Job& job, std::size_t from, std::size_t to);
   void damage(const Job& job, std::uint64_t one_in);
 
@@ -92,7 +92,8 @@ class Fabric final : public transfer::Fabric {
   Memories& memories_;
   const Memory own_;
   const std::int32_t pid_;
-  std::deque<Job> jobs_;  // the first one runs
+  std::deque<Job> queue_;
+  std::map<JobId, Job> running_;  // at most one a copier
   JobId next_job_ = 1;
   Faults faults_;
   std::size_t refused_ = 0;  // whose answers are under way

@@ -60,17 +60,25 @@ Result<NodeFlags::Address> NodeFlags::address() const {
     return Status(Code::kInvalidArgument,
                   fmt::format("--nnodes {} needs --master-addr HOST[:PORT], an address of host 0 that the others reach", nnodes));
   Address out{master_addr, kPort};
+  const auto named = [&](const Address& a) -> Result<Address> {
+    if (a.host == "0.0.0.0" || a.host == "::" || a.host == "*")
+      return Status(Code::kInvalidArgument, fmt::format("--master-addr {}: the others must reach host 0 there; give an address of it that "
+                                                        "they know",
+                                                        master_addr));
+    return a;
+  };
   const std::size_t colon = master_addr.rfind(':');
   const bool bracket = master_addr.starts_with('['), several_colons = master_addr.find(':') != colon;
   const std::size_t close = master_addr.find(']');
   if (bracket) out.host = master_addr.substr(1, close == std::string::npos ? close : close - 1);
-  if (colon == std::string::npos || (several_colons && !bracket) || (bracket && (close == std::string::npos || colon < close))) return out;
+  if (colon == std::string::npos || (several_colons && !bracket) || (bracket && (close == std::string::npos || colon < close)))
+    return named(out);
   if (!bracket) out.host = master_addr.substr(0, colon);
   const char *begin = master_addr.data() + colon + 1, *end = master_addr.data() + master_addr.size();
   const auto [at, error] = std::from_chars(begin, end, out.port);
   if (error != std::errc() || at != end || out.port < 1 || out.port > 65535 || out.host.empty())
     return Status(Code::kInvalidArgument, fmt::format("--master-addr {}: expected HOST or HOST:PORT", master_addr));
-  return out;
+  return named(out);
 }
 
 Result<Nodes> meet_nodes(const NodeFlags& flags, std::vector<std::pair<std::string, std::string>> terms) {

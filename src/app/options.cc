@@ -9,6 +9,11 @@
 #include "base/log.h"
 
 namespace baton::app {
+namespace {
+
+constexpr const char* kKeyVariables[] = {"BATON_API_KEY", "VLLM_API_KEY"};
+
+}  // namespace
 
 void LogFlags::add_to(CLI::App& app) {
   app.add_option("--log-level", level, "debug (with every event of every request), info, warn, error")
@@ -192,7 +197,7 @@ std::vector<std::string> FrontFlags::args() const {
 
 std::vector<std::string> FrontFlags::api_keys() const {
   std::vector<std::string> keys = api_key;
-  for (const char* name : {"BATON_API_KEY", "VLLM_API_KEY"}) {
+  for (const char* name : kKeyVariables) {
     const char* value = std::getenv(name);
     for (std::string rest = value ? value : ""; !rest.empty();) {
       const std::size_t comma = std::min(rest.find(','), rest.size());
@@ -201,6 +206,10 @@ std::vector<std::string> FrontFlags::api_keys() const {
     }
   }
   return keys;
+}
+
+void forget_api_keys() {
+  for (const char* name : kKeyVariables) unsetenv(name);
 }
 
 Result<std::int64_t> effective_max_model_len(const std::string& flag, std::int64_t model_positions) {

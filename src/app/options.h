@@ -74,6 +74,10 @@ struct FrontFlags {
   std::vector<std::string> api_keys() const;
 };
 
+// For commands with a cluster of their own, which nobody else is to use: its keys, if any, are not those that the environment has for
+// another. Before any thread is started.
+void forget_api_keys();
+
 // --max-model-len against what the model was made for; an error says the largest that is possible.
 Result<std::int64_t> effective_max_model_len(const std::string& flag, std::int64_t model_positions);
 

@@ -37,7 +37,10 @@ struct ServeFlags {
   TopologyFlags topology;
   bool detach = false;
   int lifetime_fd = -1;
-  double ready_timeout_s = 600;
+  std::optional<double> ready_timeout_s;  // default: ready_s()
+
+  // Other hosts have their own time to come and to load.
+  double ready_s() const { return ready_timeout_s.value_or(engine.nodes.several() ? std::max(600.0, 2 * engine.nodes.timeout_s) : 600.0); }
 };
 
 // What the user sees while it starts: to the terminal, or through a pipe to the process that waits for a detached server.
@@ -84,8 +87,9 @@ class Serve {
     } else {
       poll_ready();
     }
-    loop_.after(Duration(static_cast<std::int64_t>(flags_.ready_timeout_s * 1e6)), [this] {
-      if (!ready_) give_up(fmt::format("not ready after {:.0f} s; the log above says what it waits for", flags_.ready_timeout_s));
+    const double limit = flags_.ready_s();
+    loop_.after(Duration(static_cast<std::int64_t>(limit * 1e6)), [this, limit] {
+      if (!ready_) give_up(fmt::format("not ready after {:.0f} s; the log above says what it waits for", limit));
     });
     loop_.run();
     if (owns_state_) unlink(state_file(flags_.front.port).c_str());
@@ -349,7 +353,7 @@ int run_serve(Args args) {
       ->required();
   flags.topology.add_to(app);
   app.add_flag("--detach", flags.detach, "return once the server is ready; it goes on in the background");
-  app.add_option("--ready-timeout", flags.ready_timeout_s, "seconds to become ready")->capture_default_str();
+  app.add_option("--ready-timeout", flags.ready_timeout_s, "seconds to become ready (default: 600, or twice --node-timeout)");
   app.add_option("--lifetime-fd", flags.lifetime_fd, "a pipe whose end means: exit")->group("");
   std::string config;
   app.add_option("--config", config, "YAML file of flags; the command line wins");

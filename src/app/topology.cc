@@ -13,6 +13,7 @@ namespace baton::app {
 namespace {
 
 constexpr int kInstancesMax = 256;  // of one role
+constexpr int kRanksMax = 256;      // of one instance: the parts that a hand-off can name
 
 // Reads a number of one to three digits, and moves `at` behind it.
 std::optional<int> number(const char*& at, const char* end) {
@@ -178,6 +179,8 @@ Status check_degrees(const model::ModelFiles& files, std::span<const WorkerPlan>
   std::set<int> sound;
   for (const WorkerPlan& worker : workers) {
     if (!sound.insert(worker.ranks).second) continue;
+    if (worker.ranks > kRanksMax)
+      return {Code::kInvalidArgument, fmt::format("{}: a degree of {}; at most {} are possible", worker.name, worker.ranks, kRanksMax)};
     if (const auto plan = model::shard_plan(files, worker.ranks); !plan.ok()) return plan.status().with_context(worker.name);
   }
   return {};

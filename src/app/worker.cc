@@ -24,6 +24,7 @@ namespace baton::app {
 namespace {
 
 constexpr Duration kWatch = std::chrono::milliseconds(100);     // of the engine
+constexpr Duration kHangs = std::chrono::minutes(2);            // a part of a step that takes longer has lost its device
 constexpr Duration kFarewell = std::chrono::milliseconds(200);  // in which legs are told that it has failed
 
 struct WorkerFlags {
@@ -33,6 +34,13 @@ struct WorkerFlags {
   int ready_fd = -1;
   double shutdown_timeout_s = 30;
 };
+
+// A rank that hangs shows at the next collective, unless it has no sibling here.
+bool hangs(const engine::DeviceExecutor& executor) {
+  if (executor.part_running() < kHangs) return false;
+  log::error("a step has been running for {:.0f} s", to_seconds(executor.part_running()));
+  return true;
+}
 
 Status check(const WorkerFlags& flags) {
   const NodeFlags& nodes = flags.engine.nodes;
@@ -55,8 +63,15 @@ Status follow(const WorkerFlags& flags) {
   const NodeFlags& nodes = flags.engine.nodes;
   log::info("{} follows node 0 at {}, as node {} of {}", flags.name, nodes.master_addr, nodes.node_rank, nodes.nnodes);
   if (flags.ready_fd >= 0 && write(flags.ready_fd, "1", 1) != 1) log::warn("cannot tell the supervisor that this node is ready");
+  std::function<void()> watch = [&] {
+    if (!end && hangs(*setup.executor)) end = Status(Code::kUnavailable, "a rank hangs"), loop.stop();
+    loop.after(kWatch, watch);
+  };
+  watch();
   loop.on_signals({SIGTERM, SIGINT}, [&](int) {
     log::info("stopping: the instance ends, whatever it does");
+    // A step ends in milliseconds, or its thread cannot be joined.
+    if (setup.executor->part_running() > std::chrono::seconds(1)) std::_Exit(0);
     loop.stop();
   });
   loop.run();
@@ -99,13 +114,15 @@ Status run(const WorkerFlags& flags) {
   options.max_model_len = setup.options.max_model_len;
   options.max_num_seqs = setup.options.max_num_seqs;
   options.tensor_parallel_size = flags.engine.tensor_parallel_size;
+  options.takes_handoffs = !flags.engine.nodes.several();
+  const engine::DeviceExecutor& executor = *setup.executor;  // the engine's, which lives as long
   const auto engine = engine::Engine::create(loop, std::move(setup.executor), setup.options);
   BATON_ASSIGN_OR_RETURN(const auto server, worker::Worker::create(loop, *engine, ranks, std::move(options)));
   log::info("{} ({}) listens on {}:{}, hand-off links on {}", flags.name, flags.role, flags.host, server->http_port(), server->link_port());
   // A device that has failed does not come back: the process ends, and whoever supervises it starts another.
   std::function<void()> watch = [&] {
     if (failed) return loop.stop();
-    failed = engine->status().failed;
+    failed = engine->status().failed || hangs(executor);
     loop.after(failed ? kFarewell : kWatch, watch);
   };
   watch();

@@ -1,5 +1,5 @@
 #pragma once
-// A queue with a bound between two threads. Every queue in Baton has one; a full queue is an answer, not a wait.
+// A queue with a bound between threads. Every queue in Baton has one; a full queue is an answer, not a wait.
 
 #include <condition_variable>
 #include <cstddef>

@@ -140,7 +140,7 @@ Status NodeGroup::try_gather(std::size_t rows, std::span<const Strip> strips, st
   if (node() != 0) return send_strips(rows, strips);
   std::byte* const end = out + row_bytes;
   out = place_strips(rows, strips, out, row_bytes);
-  for (int peer = 1; peer < size(); ++peer) BATON_RETURN_IF_ERROR(place(peer, rows, out, row_bytes));
+  for (int peer = 1; peer < size(); ++peer) BATON_RETURN_IF_ERROR(place(peer, rows, row_bytes, out, static_cast<std::size_t>(end - out)));
   if (out != end) return {Code::kDataLoss, "the columns of all nodes are not as many as the matrix has"};
   return {};
 }
@@ -159,16 +159,16 @@ Status NodeGroup::send_strips(std::size_t rows, std::span<const Strip> strips) {
   return {};
 }
 
-// Its columns to `out` and the rows below, which then points behind them.
-Status NodeGroup::place(int peer, std::size_t rows, std::byte*& out, std::size_t row_bytes) {
+// Its columns to `out`, where `room` bytes of the row are left, and the rows below; `out` then points behind them.
+Status NodeGroup::place(int peer, std::size_t rows, std::size_t row_bytes, std::byte*& out, std::size_t room) {
   std::size_t at = 0, total = 0;
   do {
     BATON_RETURN_IF_ERROR(put(peer, Operation::kGather, 0, {}));
     BATON_ASSIGN_OR_RETURN(const Piece piece, get(peer, Operation::kGather));
     if (at == 0) total = piece.total;
-    if (piece.total != total || total % rows != 0 || total / rows > row_bytes) {
+    if (piece.total != total || total % rows != 0 || total / rows > room) {
       return {Code::kDataLoss, "node " + std::to_string(peer) + " has " + std::to_string(total) + " bytes for " + std::to_string(rows) +
-                                   " rows of " + std::to_string(row_bytes)};
+                                   " rows, of which " + std::to_string(room) + " bytes each are left"};
     }
     const std::size_t width = total / rows, end = at + std::min(piece_bytes(), total - at);
     for (const std::byte* from = piece.data; at < end;) {

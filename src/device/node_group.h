@@ -59,7 +59,7 @@ class NodeGroup {
   Status try_sum(std::span<float> x);
   Status try_gather(std::size_t rows, std::span<const Strip> strips, std::byte* out, std::size_t row_bytes);
   Status send_strips(std::size_t rows, std::span<const Strip> strips);
-  Status place(int peer, std::size_t rows, std::byte*& out, std::size_t row_bytes);
+  Status place(int peer, std::size_t rows, std::size_t row_bytes, std::byte*& out, std::size_t room);
   Status give(const std::vector<std::int32_t>& words);
   Status take(std::vector<std::int32_t>& words, std::size_t words_max);
   Status settle(Status status);

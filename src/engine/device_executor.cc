@@ -17,9 +17,7 @@ Result<std::shared_ptr<LoadedModel>> load_model(std::span<const device::DeviceOp
                                                 std::shared_ptr<device::NodeGroup> nodes) {
   auto loaded = std::make_shared<LoadedModel>();
   loaded->nodes = nodes;
-  // Whoever waits for another host waits less long than the ranks that wait for it.
-  const Duration deadline = nodes ? 2 * collective_deadline : collective_deadline;
-  BATON_ASSIGN_OR_RETURN(auto opened, device::open_devices(devices, deadline, nodes));
+  BATON_ASSIGN_OR_RETURN(auto opened, device::open_devices(devices, collective_deadline, nodes));
   const int local = static_cast<int>(opened.size()), first = nodes ? nodes->node() * local : 0;
   options.ranks = nodes ? nodes->size() * local : local;
   const auto on_progress = std::exchange(options.on_progress, nullptr);
@@ -268,6 +266,7 @@ bool DeviceExecutor::next_part(const StepPlan& plan) {
 }
 
 Status DeviceExecutor::compute(bool report_layers, const float** logits) {
+  part_began_us_ = std::max<std::int64_t>(1, clock_.now().time_since_epoch().count());
   ranks_->run([&](int r) {
     const auto rank = static_cast<std::size_t>(r);
     statuses_[rank] = compute_rank(rank, report_layers, logits);
@@ -275,12 +274,19 @@ Status DeviceExecutor::compute(bool report_layers, const float** logits) {
     contexts_[rank]->collective().fail(statuses_[rank]);
     lost(statuses_[rank]);
   });
+  part_began_us_ = 0;
   for (const Status& status : statuses_) {
     if (status.ok()) continue;
     if (model_->nodes) model_->nodes->fail(status);
     return status;
   }
-  return {};
+  // A rank of another host may have failed and still have come to the last sum: its host does not come here.
+  return model_->nodes ? model_->nodes->barrier() : Status();
+}
+
+Duration DeviceExecutor::part_running() const {
+  const std::int64_t began = part_began_us_;
+  return began == 0 ? Duration(0) : clock_.now().time_since_epoch() - Duration(began);
 }
 
 // On the thread of any rank. The first failure is told at once: a rank that hangs may keep the step from ever ending.

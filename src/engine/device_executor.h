@@ -29,8 +29,8 @@
 
 namespace baton::engine {
 
-// Devices with a decoder on each: one, or one a rank. Several executors may compute with one, each in its own contexts and pools, if it is
-// on one host.
+// Devices with a decoder on each: one, or one a rank. Several executors may compute with one, each in its own contexts and pools, if it has
+// one rank: ranks meet in the collectives of one executor.
 struct LoadedModel {
   struct Rank {
     std::unique_ptr<device::Device> device;
@@ -83,6 +83,8 @@ class DeviceExecutor final : public StepExecutor {
   std::int32_t kv_blocks() const { return pools_[0]->view().spec.blocks; }
   int kv_block_tokens() const { return pools_[0]->view().spec.block_tokens; }
   std::size_t kv_bytes() const;  // of this host's ranks
+  // How long the present part of a step has been running; any thread. A rank that hangs where nobody waits for it shows only here.
+  Duration part_running() const;
   const LoadedModel& model() const { return *model_; }
   std::string numerics_id() const;
 
@@ -130,7 +132,8 @@ class DeviceExecutor final : public StepExecutor {
   std::size_t next_row_ = 0;         // of the plan: where the next part begins,
   std::int32_t next_token_ = 0;      // and at which token; 0: the row's first
   std::uint64_t step_ = 0;
-  std::atomic<bool> lost_{false};  // the loop has been told that no step will follow
+  std::atomic<std::int64_t> part_began_us_{0};  // 0: none runs
+  std::atomic<bool> lost_{false};               // the loop has been told that no step will follow
   SystemClock clock_;
 
   std::mutex mutex_;  // guards the rest

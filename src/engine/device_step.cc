@@ -130,6 +130,8 @@ Status DeviceStep::check() const {
   if (block_tables_.size() != seqs * static_cast<std::size_t>(meta_.max_blocks)) return bad;
   if (std::cmp_greater(logit_rows_.size(), limits_.logit_rows) || !within(logit_rows_, static_cast<std::int64_t>(tokens))) return bad;
   if (q_start_.front() != 0 || std::cmp_not_equal(q_start_.back(), tokens) || !std::ranges::is_sorted(q_start_)) return bad;
+  for (std::size_t s = 0; s < seqs; ++s)
+    if (kv_len_[s] < q_start_[s + 1] - q_start_[s]) return bad;
   const std::int64_t reach = std::int64_t{meta_.max_blocks} * limits_.block_tokens;
   if (!within(positions_, limits_.positions) || !within(kv_len_, std::min(limits_.positions, reach) + 1)) return bad;
   if (!within(slots_, std::int64_t{limits_.blocks} * limits_.block_tokens) || !within(block_tables_, limits_.blocks)) return bad;

@@ -99,6 +99,7 @@ TEST(DeviceStep, GarbageIsRefused) {
     for (const std::int32_t logit : m.logit_rows) ASSERT_TRUE(logit >= 0 && logit < m.tokens());
     for (const std::int32_t length : m.kv_len) ASSERT_TRUE(length >= 0 && length <= 4 * m.max_blocks);
     ASSERT_EQ(m.q_start.back(), m.tokens());
+    for (std::size_t s = 0; s < m.kv_len.size(); ++s) ASSERT_GE(m.kv_len[s], m.q_start[s + 1] - m.q_start[s]);
     ASSERT_EQ(m.block_tables.size(), m.kv_len.size() * static_cast<std::size_t>(m.max_blocks));
   }
   ASSERT_TRUE(there.read(good).ok());

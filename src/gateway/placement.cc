@@ -114,7 +114,9 @@ Result<DecodePlacement> Placement::decode(const Need& need, const Tried& tried, 
   const auto prefillers = registry_.usable(wire::Role::kPrefill);
   if (!prefillers.empty()) {
     if (!decoders.empty()) return among(decoders, need, tried, false, false);
-    if (!both.empty()) return among(both, need, tried, false, false);
+    auto targets = both;
+    std::erase_if(targets, [&](WorkerId id) { return !registry_.at(id).status.takes_handoffs; });
+    if (!targets.empty()) return among(targets, need, tried, false, false);
   }
   if (!both.empty()) return among(both, need, tried, true, false);
   if (fallback == Fallback::kLocal) {

@@ -35,7 +35,7 @@ struct Limits {
   static constexpr std::size_t kStringBytes = 4096;
   static constexpr std::size_t kLocatorBytes = 512u << 10;
   static constexpr std::size_t kChoices = 1024;
-  static constexpr std::size_t kParts = 64;  // of a pool
+  static constexpr std::size_t kParts = 256;  // of a pool
   static constexpr std::size_t kTopLogprobs = wire::kLogprobsMax;
   static constexpr std::int32_t kTokens = 1 << 24;  // of a prompt
 };

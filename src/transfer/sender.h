@@ -34,7 +34,7 @@ struct SenderOptions {
   // D owes something (a grant, the proof of what was announced, the ack) and says nothing that brings it nearer.
   Duration progress_timeout = std::chrono::seconds(5);
   Duration abort_timeout = std::chrono::seconds(1);
-  int digests_max = 4;  // in flight at once; what is ready meanwhile coalesces
+  int digests_max = 4;  // in flight at once, but that of a range the chunks of all ranks go together; what is ready meanwhile coalesces
   std::int32_t chunk_tokens_max = 1024;
 };
 

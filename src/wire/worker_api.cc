@@ -204,6 +204,7 @@ void fields(V& v, T& s) {
   v("numerics_id", s.numerics_id);
   v("kv", s.kv);
   v("tensor_parallel_size", s.tensor_parallel_size, kFromZero);
+  v("takes_handoffs", s.takes_handoffs);
   v("link_port", s.link_port, kPort);
   v("ready", s.ready);
   v("draining", s.draining);

@@ -116,6 +116,7 @@ struct WorkerStatus {
   std::string model_digest, numerics_id;
   KvSchema kv;
   int tensor_parallel_size = 1;  // ranks of its engine
+  bool takes_handoffs = true;    // legs that hand KV over; otherwise whole requests only
   int link_port = 0;             // hand-off links (decode role)
   bool ready = false;
   bool draining = false;

@@ -140,6 +140,7 @@ class Maker {
     s.model_digest = text(), s.numerics_id = text();
     s.kv = {natural(), natural(), natural(), text()};
     s.tensor_parallel_size = natural();
+    s.takes_handoffs = coin();
     s.link_port = static_cast<int>(rng_.below(65536));
     s.ready = coin(), s.draining = coin();
     s.running = natural(), s.waiting = natural();

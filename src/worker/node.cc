@@ -167,8 +167,15 @@ void Node::beat() {
   beat_timer_ = loop_.after(options_.heartbeat, [this] { beat(); });
 }
 
+// An instance over several hosts has a part of its KV elsewhere, where a hand-off does not reach.
+Status Node::handoff_possible() const {
+  if (options_.takes_handoffs) return {};
+  return {Code::kUnavailable, options_.name + " runs over several hosts, and takes whole requests only"};
+}
+
 void Node::decode_leg(wire::DecodeLeg body, std::shared_ptr<net::HttpResponder> responder) {
   Status s = admission(false);
+  if (s.ok() && !body.local_prefill) s = handoff_possible();
   if (s.ok()) s = check(body.request);
   if (!s.ok()) return refuse(*responder, s, retry_after_s());
   const LegNo no = next_leg_++;
@@ -189,6 +196,7 @@ void Node::decode_leg(wire::DecodeLeg body, std::shared_ptr<net::HttpResponder> 
 
 void Node::prefill_leg(wire::PrefillLeg body, std::shared_ptr<net::HttpResponder> responder) {
   Status s = admission(body.claim != HoldId());
+  if (s.ok()) s = handoff_possible();
   if (s.ok()) s = check(body.request);
   if (s.ok() && body.lease == LeaseId() && body.claim != HoldId()) s = Status(Code::kInvalidArgument, "a claim needs a lease");
   if (s.ok() && body.lease != LeaseId() && (body.link_port < 1 || body.link_port > 65535 || body.link_host.empty()))
@@ -235,6 +243,7 @@ wire::WorkerStatus Node::status() const {
   s.model_digest = options_.model_digest;
   s.numerics_id = options_.numerics_id;
   s.tensor_parallel_size = options_.tensor_parallel_size;
+  s.takes_handoffs = options_.takes_handoffs;
   s.kv = options_.kv;
   s.link_port = options_.link_port;
   s.ready = !engine.failed && !draining_;

@@ -59,6 +59,7 @@ class Node {
 
   int retry_after_s() const;
   Status admission(bool claim) const;
+  Status handoff_possible() const;
   void decode_leg(wire::DecodeLeg leg, std::shared_ptr<net::HttpResponder> responder);
   void prefill_leg(wire::PrefillLeg leg, std::shared_ptr<net::HttpResponder> responder);
   Status finish_choice(const std::string& query);

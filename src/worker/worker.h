@@ -49,6 +49,7 @@ struct WorkerOptions {
   std::int64_t max_model_len = 0;  // for status
   std::int32_t max_num_seqs = 0;
   int tensor_parallel_size = 1;                         // of the engine; for whoever asks
+  bool takes_handoffs = true;                           // false: the pools here are not all of the instance's
   std::size_t legs_max = 4096;                          // at once; beyond: 429
   Duration heartbeat = std::chrono::milliseconds(250);  // a leg that had nothing to say for this long says that it is alive
   bool unbalanced_is_fatal = kDebugBuild;               // books of the KV pool that do not add up; otherwise they are logged

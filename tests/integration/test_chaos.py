@@ -109,16 +109,22 @@ class ChaosCommandTest(harness.BatonTest):
     STREAMS = 180  # a minute on two cores
 
     def test_nothing_is_lost(self):
+        self.chaos("2", "2", self.STREAMS, "--threads", 1)
+
+    def test_nothing_is_lost_by_groups_of_two_ranks(self):
+        self.chaos("1xTP2", "2xTP2", 40)
+
+    def chaos(self, prefill, decode, streams, *flags):
         harness.need_model()
         path = self.home.path / "chaos.json"
-        result = self.baton("chaos", harness.ALIAS, "--streams", self.STREAMS, "--kill-every", 4, "--fault-every", 6, "--seed", self.SEED, "--threads", 1, "--kv-cache-memory-bytes", "256MiB",
-                            "--max-model-len", 2048, "--json", path, timeout=600)
+        result = self.baton("chaos", harness.ALIAS, "--prefill", prefill, "--decode", decode, "--streams", streams, "--kill-every", 4, "--fault-every", 6, "--seed", self.SEED,
+                            "--kv-cache-memory-bytes", "256MiB", "--max-model-len", 2048, "--json", path, *flags, timeout=600)
         print(result.stdout, flush=True)
         self.assertTrue(path.exists(), result.stderr)
         figures = json.loads(path.read_text())
         told = f"seed {self.SEED}\n{result.stdout}\n{json.dumps(figures['problems'], indent=0)}"
-        self.assertEqual((figures["model"], figures["prefill"], figures["decode"], figures["seed"]), (harness.ALIAS, "2", "2", self.SEED))
-        self.assertEqual((figures["right"], figures["lost"], figures["wrong"]), (self.STREAMS, 0, 0), told)
+        self.assertEqual((figures["model"], figures["prefill"], figures["decode"], figures["seed"]), (harness.ALIAS, prefill, decode, self.SEED))
+        self.assertEqual((figures["right"], figures["lost"], figures["wrong"]), (streams, 0, 0), told)
         self.assertEqual((figures["unbalanced"], figures["crashes"]), ({}, []), told)
         self.assertGreater(figures["faults_by_kind"]["kill"], 1, told)
         self.assertEqual(result.returncode, 0, told)

@@ -143,7 +143,13 @@ class KillTest(harness.BatonTest):
         self.back(server, busy, pid)
 
     def test_decode_worker_of_two_and_two(self):
-        server = self.start("--prefill", 2, "--decode", 2, "--threads", 1, "--kv-cache-memory-bytes", "256MiB")
+        self.kill_one_of_two_decode_workers("--prefill", 2, "--decode", 2, "--threads", 1)
+
+    def test_decode_worker_of_two_ranks(self):
+        self.kill_one_of_two_decode_workers("--prefill", "1xTP2", "--decode", "2xTP2")
+
+    def kill_one_of_two_decode_workers(self, *topology):
+        server = self.start(*topology, "--kv-cache-memory-bytes", "256MiB")
         reference = self.reference(server)
         readers = [Reader(server.port, STORY) for _ in range(6)]
         self.started(readers)

@@ -30,9 +30,12 @@ std::optional<double> parse_number(const std::string& text) {
   return value;
 }
 
+constexpr double kLeastRate = 1e-3;  // and burstiness: below, a run takes years, or all gaps are nothing
+
 Result<double> parse_rate(const char* flag, const std::string& text) {
   const auto value = parse_number(text);
-  if (!value || !(*value > 0)) return Status(Code::kInvalidArgument, fmt::format("{} {}: expected a positive number or inf", flag, text));
+  if (!value || !(*value >= kLeastRate))
+    return Status(Code::kInvalidArgument, fmt::format("{} {}: expected a number from {} on, or inf", flag, text, kLeastRate));
   return *value;
 }
 

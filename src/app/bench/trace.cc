@@ -22,6 +22,8 @@ struct Row {
   std::int64_t input = 0, output = 0;
 };
 
+constexpr double kLatestS = 10.0 * 365 * 86400;
+
 // Which rows of a trace are replayed, and when.
 class Window {
  public:
@@ -38,6 +40,7 @@ class Window {
     begun_ = true;
     last_s_ = time_s;
     const double at = time_s - first_s_ - flags_.trace_start_s;
+    if (at > kLatestS) return lines.error(fmt::format("its time is {:.3g} s after that of the first row", time_s - first_s_));
     if (at < 0) return -1.0;
     if (flags_.trace_duration_s > 0 && at >= flags_.trace_duration_s) {
       ended_ = true;

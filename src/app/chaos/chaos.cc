@@ -16,6 +16,7 @@
 #include "app/chaos/report.h"
 #include "app/chaos/requests.h"
 #include "app/commands.h"
+#include "app/options.h"
 #include "app/paths.h"
 #include "base/log.h"
 
@@ -241,6 +242,7 @@ class Chaos {
 }  // namespace
 
 int run_chaos(Args args) {
+  forget_api_keys();
   ChaosFlags flags;
   CLI::App app(
       "Shows that a deployment loses nothing. Starts a cluster of its own, takes its answers to a set of streams while nothing fails, "

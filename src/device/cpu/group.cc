@@ -15,6 +15,7 @@ namespace {
 
 // Ranks come within microseconds of each other where each has its cores; beyond that somebody else may need this one.
 constexpr std::int64_t kSpinNs = 50'000;
+constexpr std::int64_t kPauseNs = 500'000'000;
 constexpr long kGrain = 16;  // floats in a cache line: no two ranks write to the same one
 
 }  // namespace
@@ -34,18 +35,21 @@ Status Group::status() const {
 }
 
 // False if the group has failed. What a rank wrote before it came, the others see.
-bool Group::meet(int rank) {
+bool Group::meet(int rank, Duration deadline) {
   const std::uint64_t meeting = slots_[static_cast<std::size_t>(rank)].met.load(std::memory_order_relaxed) + 1;
   slots_[static_cast<std::size_t>(rank)].met.store(meeting, std::memory_order_release);
-  std::int64_t end = 0;
+  std::int64_t end = 0, looked = 0;
   for (std::size_t other = 0; other < slots_.size(); ++other) {
     const auto here = [&] { return slots_[other].met.load(std::memory_order_acquire) >= meeting || failed(); };
     while (!spin(kSpinNs, here)) {
       const std::int64_t now = now_ns();
-      if (end == 0) end = now + deadline_.count() * 1000;
+      if (end == 0) end = now + deadline.count() * 1000;
+      // So long between two looks only where the whole process stood still, and the others with it.
+      if (looked != 0 && now - looked > kPauseNs) end += now - looked;
+      looked = now;
       if (now >= end) {
         fail(Status(Code::kDeadlineExceeded, "rank " + std::to_string(first_rank() + static_cast<int>(other)) +
-                                                 " did not come to a collective within " + std::to_string(deadline_.count() / 1000) +
+                                                 " did not come to a collective within " + std::to_string(deadline.count() / 1000) +
                                                  " ms"));
         return false;
       }
@@ -74,7 +78,7 @@ class Group::Member final : public Collective {
     });
     if (!meet() || !group_.nodes_) return;
     if (local_ == 0) settle(group_.nodes_->sum(std::span(data(0), static_cast<std::size_t>(floats))));
-    if (group_.size() == 1 || !meet()) return;
+    if (group_.size() == 1 || !meet_after_nodes()) return;
     if (local_ != 0) {
       team_.run([&](int member) {
         const Range part = split(floats, kGrain, member, team_.size());
@@ -100,13 +104,13 @@ class Group::Member final : public Collective {
         BATON_CHECK(place_strips(rows, group_.strips_, to, row_bytes) == to + row_bytes);
       }
     }
-    (void)meet();
+    (void)meet_after_nodes();
   }
 
   void barrier() override {
     if (!meet() || !group_.nodes_) return;
     if (local_ == 0) settle(group_.nodes_->barrier());
-    (void)meet();
+    (void)meet_after_nodes();
   }
 
   void fail(const Status& why) override {
@@ -119,8 +123,11 @@ class Group::Member final : public Collective {
     Slot& own = group_.slots_[static_cast<std::size_t>(local_)];
     own.data = data, own.bytes = bytes;
   }
-  bool meet() {
-    if (group_.meet(local_)) return true;
+  bool meet() { return meet(group_.deadline_); }
+  // While the first rank may be waiting for other hosts.
+  bool meet_after_nodes() { return meet(group_.nodes_ ? 2 * group_.deadline_ : group_.deadline_); }
+  bool meet(Duration deadline) {
+    if (group_.meet(local_, deadline)) return true;
     tell_nodes();
     return false;
   }

@@ -20,8 +20,8 @@ namespace baton::device::cpu {
 
 class Group {
  public:
-  // `size`: ranks on this host. `deadline`: how long they wait for the last of them to come to a collective; with `nodes` (null: there is
-  // no other host) that is beyond what the nodes wait for each other. Each node has as many ranks: those of node 0 come first.
+  // `size`: ranks on this host. `deadline`: how long they wait for the last of them to come to a collective, or for the first of them while
+  // it waits as long for `nodes` (null: there is no other host). Each node has as many ranks: those of node 0 come first.
   Group(int size, Duration deadline, std::shared_ptr<NodeGroup> nodes = nullptr);
 
   int size() const { return static_cast<int>(slots_.size()); }
@@ -41,7 +41,7 @@ class Group {
     std::byte* data = nullptr;          // what it brings to the present one,
     std::size_t bytes = 0;              // and how much: all of it, or a row
   };
-  bool meet(int rank);
+  bool meet(int rank, Duration deadline);
   int first_rank() const { return nodes_ ? nodes_->node() * size() : 0; }
 
   std::vector<Slot> slots_;

@@ -173,6 +173,26 @@ TEST_F(ShmFabricTest, RunsThatLeaveARegionAreRefused) {
   }
 }
 
+// With a copier for each rank a small job does not wait behind a large one.
+TEST_F(ShmFabricTest, RanksCopySideBySide) {
+  auto pool = make_pool(2, 5);
+  ASSERT_EQ(pool->size(), 3u);
+  auto fabric = fabric_on(*pool);
+  const auto bytes = static_cast<std::int64_t>(pool->parts()[0].bytes);
+  std::vector<std::string> order;
+  const auto done = [&](const char* name) {
+    return [&, name](Result<Digest> r) {
+      EXPECT_TRUE(r.ok());
+      order.emplace_back(name);
+      if (order.size() == 2) loop_.stop();
+    };
+  };
+  fabric->digest(std::vector<ByteRun>(static_cast<std::size_t>((std::int64_t{4} << 30) / bytes), {0, 0, bytes}), done("4 GiB"));
+  fabric->digest({{0, 0, 64}}, done("64 bytes"));
+  loop_.run();
+  EXPECT_EQ(order, (std::vector<std::string>{"64 bytes", "4 GiB"}));
+}
+
 // Every job completes exactly once: run, cancelled or refused at the bound.
 TEST_F(ShmFabricTest, CompletionsAlwaysCome) {
   auto pool = make_pool(1, 5);

@@ -217,6 +217,7 @@ Result<Comparison> run(CompareFlags& flags) {
 }  // namespace
 
 int run_bench_compare(Args args) {
+  forget_api_keys();
   CompareFlags flags;
   flags.command = shell_words("baton bench compare", args);
   flags.dataset.name = "lengths";
