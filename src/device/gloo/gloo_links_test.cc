@@ -201,7 +201,8 @@ TEST(Nodes, WhoComesToAnotherCollectiveIsFound) {
 }
 
 TEST(Nodes, ARankThatFailsIsAllHostsFailure) {
-  with_links(2, kShort, [](std::unique_ptr<NodeLinks> links) {
+  std::promise<void> seen;
+  with_links(2, kShort, [&](std::unique_ptr<NodeLinks> links) {
     const auto shared = std::make_shared<NodeGroup>(std::move(links));
     cpu::Group group(2, kLong, shared);
     std::vector<std::jthread> threads;
@@ -216,6 +217,9 @@ TEST(Nodes, ARankThatFailsIsAllHostsFailure) {
     }
     threads.clear();
     EXPECT_THAT(group.status().message(), HasSubstr(shared->node() == 0 ? "rank 1: an op failed" : "node 0 is gone"));
+    if (shared->node() == 1) return seen.set_value();
+    const auto told = seen.get_future().wait_for(std::chrono::seconds(30));  // while these links still exist
+    EXPECT_EQ(told, std::future_status::ready);
   });
 }
 
