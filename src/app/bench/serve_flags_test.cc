@@ -133,7 +133,7 @@ TEST(ServeFlags, Figures) {
 
 TEST(ServeFlags, WhatCannotBeIsRefusedByName) {
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
-      {{"--request-rate", "-1"}, "--request-rate -1: expected a positive number or inf"},
+      {{"--request-rate", "-1"}, "--request-rate -1: expected a number from 0.001 on, or inf"},
       {{"--request-rate", "0"}, "--request-rate 0: expected"},
       {{"--request-rate", "2x"}, "--request-rate 2x: expected"},
       {{"--burstiness", "0"}, "--burstiness 0: expected"},

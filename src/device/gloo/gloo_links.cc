@@ -7,6 +7,7 @@
 #include <gloo/transport/tcp/device.h>
 
 #include <array>
+#include <csignal>
 #include <cstring>
 #include <exception>
 #include <string>
@@ -44,6 +45,7 @@ class Links final : public NodeLinks {
   }
 
   Status connect(Meeting& meeting) {
+    std::signal(SIGPIPE, SIG_IGN);                      // gloo writes to links that may be cut, and takes the error
     std::vector<std::string> addresses(peers_.size());  // of this host's end of each pair
     BATON_RETURN_IF_ERROR(guard([&] {
                             transport::tcp::attr attributes;

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <latch>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -39,15 +41,35 @@ inline void as_nodes(int nodes, const std::function<void(int node)>& body) {
   for (int node = 0; node < nodes; ++node) threads.emplace_back([&body, node] { body(node); });
 }
 
+// Links that stay until every host has done with its own: one that leaves right after a collective may cut off what another has still to
+// read of it.
+class LastingLinks final : public NodeLinks {
+ public:
+  LastingLinks(std::unique_ptr<NodeLinks> inner, std::latch& done) : inner_(std::move(inner)), done_(done) {}
+  ~LastingLinks() override { done_.arrive_and_wait(); }
+  int node() const override { return inner_->node(); }
+  int size() const override { return inner_->size(); }
+  std::size_t message_bytes() const override { return inner_->message_bytes(); }
+  Result<std::span<std::byte>> outgoing(int node) override { return inner_->outgoing(node); }
+  Status send(int node, std::size_t bytes) override { return inner_->send(node, bytes); }
+  Result<std::span<const std::byte>> receive(int node) override { return inner_->receive(node); }
+  void close() override { inner_->close(); }
+
+ private:
+  const std::unique_ptr<NodeLinks> inner_;
+  std::latch& done_;
+};
+
 // Runs `body` as each host, with its links.
 inline void with_links(int nodes, const LinksOptions& options, const std::function<void(std::unique_ptr<NodeLinks>)>& body) {
   const Place place;
+  std::latch done(nodes);
   as_nodes(nodes, [&](int node) {
     const auto meeting = Meeting::hold(place.options(node, nodes));
-    ASSERT_TRUE(meeting.ok()) << meeting.status().to_string();
-    auto links = connect(**meeting, options);
-    ASSERT_TRUE(links.ok()) << links.status().to_string();
-    body(std::move(*links));
+    auto links = meeting.ok() ? connect(**meeting, options) : Result<std::unique_ptr<NodeLinks>>(meeting.status());
+    EXPECT_TRUE(links.ok()) << links.status().to_string();
+    if (!links.ok()) return done.count_down();
+    body(std::make_unique<LastingLinks>(std::move(*links), done));
   });
 }
 
