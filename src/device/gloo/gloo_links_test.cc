@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <future>
+#include <latch>
 #include <map>
 #include <mutex>
 
@@ -155,10 +156,12 @@ std::map<int, Status> after(const LinksOptions& options, const std::function<voi
   std::map<int, Status> states;
   std::mutex mutex;
   std::promise<void> others_done;
+  std::latch summed(3);
   with_links(3, options, [&](std::unique_ptr<NodeLinks> links) {
     NodeGroup group(std::move(links));
     std::vector<float> x(1000, 1);
     EXPECT_TRUE(group.sum(x).ok());
+    summed.arrive_and_wait();
     if (group.node() == 2) {
       end(group);
       others_done.get_future().wait_for(std::chrono::seconds(60));  // its links stay as they are
