@@ -179,9 +179,9 @@ Status check_degrees(const model::ModelFiles& files, std::span<const WorkerPlan>
   std::set<int> sound;
   for (const WorkerPlan& worker : workers) {
     if (!sound.insert(worker.ranks).second) continue;
+    if (const auto plan = model::shard_plan(files, worker.ranks); !plan.ok()) return plan.status().with_context(worker.name);
     if (worker.ranks > kRanksMax)
       return {Code::kInvalidArgument, fmt::format("{}: a degree of {}; at most {} are possible", worker.name, worker.ranks, kRanksMax)};
-    if (const auto plan = model::shard_plan(files, worker.ranks); !plan.ok()) return plan.status().with_context(worker.name);
   }
   return {};
 }

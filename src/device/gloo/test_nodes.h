@@ -45,8 +45,7 @@ inline void as_nodes(int nodes, const std::function<void(int node)>& body) {
 // read of it.
 class LastingLinks final : public NodeLinks {
  public:
-  LastingLinks(std::unique_ptr<NodeLinks> inner, std::latch& done) : inner_(std::move(inner)), done_(done) {}
-  ~LastingLinks() override { done_.arrive_and_wait(); }
+  explicit LastingLinks(std::shared_ptr<NodeLinks> inner) : inner_(std::move(inner)) {}
   int node() const override { return inner_->node(); }
   int size() const override { return inner_->size(); }
   std::size_t message_bytes() const override { return inner_->message_bytes(); }
@@ -56,8 +55,7 @@ class LastingLinks final : public NodeLinks {
   void close() override { inner_->close(); }
 
  private:
-  const std::unique_ptr<NodeLinks> inner_;
-  std::latch& done_;
+  const std::shared_ptr<NodeLinks> inner_;
 };
 
 // Runs `body` as each host, with its links.
@@ -69,7 +67,9 @@ inline void with_links(int nodes, const LinksOptions& options, const std::functi
     auto links = meeting.ok() ? connect(**meeting, options) : Result<std::unique_ptr<NodeLinks>>(meeting.status());
     EXPECT_TRUE(links.ok()) << links.status().to_string();
     if (!links.ok()) return done.count_down();
-    body(std::make_unique<LastingLinks>(std::move(*links), done));
+    const std::shared_ptr<NodeLinks> kept = std::move(*links);
+    body(std::make_unique<LastingLinks>(kept));
+    done.arrive_and_wait();
   });
 }
 
