@@ -41,6 +41,7 @@ struct DatasetFlags {
   std::int64_t trace_max_len = 0;                  // leaves out what has more prompt and answer tokens together; 0: nothing
   std::int64_t mix_chat_input_len = 64, mix_chat_output_len = 128, mix_long_input_len = 2000, mix_long_output_len = 16;
   double mix_long_every_s = 4;
+  std::uint64_t mix_arrivals = 0;           // added to the seed of their arrival times
   double mix_rate = 0, mix_burstiness = 1;  // of mix's chats, which have times of their own: the command's rate; 0: all at once
   std::int64_t vocab_size = 20000;          // ids to draw from where no tokenizer is known
 

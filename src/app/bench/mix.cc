@@ -31,7 +31,8 @@ Requests load_mix(const DatasetFlags& flags, const PromptMaker& maker) {
     out.push_back(std::move(request));
     return {};
   };
-  const auto times = arrival_times(static_cast<std::size_t>(flags.num_prompts), flags.mix_rate, flags.mix_burstiness, flags.seed);
+  const auto times =
+      arrival_times(static_cast<std::size_t>(flags.num_prompts), flags.mix_rate, flags.mix_burstiness, flags.seed + flags.mix_arrivals);
   Rng chats(flags.seed, 8), longs(flags.seed, 9);  // apart: the chats are the same at every rate
   for (const double at : times) {
     const std::int64_t input = around(chats, flags.mix_chat_input_len), output = around(chats, flags.mix_chat_output_len);

@@ -9,38 +9,90 @@ namespace baton::app {
 
 namespace {
 
-constexpr double kGrowth = 0.05;
-constexpr double kWarmShare = 0.25;
+// Shares of the arrivals' time.
+constexpr double kEarlyFrom = 0.25, kEarlyTo = 0.60, kLateFrom = 0.65;
+constexpr double kBorneShare = 0.05;
+constexpr double kDeviations = 2;
+
+// Long prompts of `mix` come by the clock, not at the rate.
+bool at_the_rate(const RequestOutcome& o) { return o.kind != "long"; }
+
+double mean_open(const std::vector<RequestOutcome>& outcomes, double from, double to) {
+  double sum = 0;
+  for (const RequestOutcome& o : outcomes) sum += std::max(0.0, std::min(o.start + o.latency, to) - std::max(o.start, from));
+  return sum / (to - from);
+}
+
+// Of the mean of a count, with mean `open`, over so long a window, when what is counted stays for `stays`: the integral of a correlation
+// that falls from 1 to 0 over that time.
+double variance_of_mean(double open, double window, double stays) {
+  const double x = stays / window;
+  return open * (x < 1 ? x * (1 - x / 3) : 1 - 1 / (3 * x));
+}
+
+// How long requests that began until `end` stay, longer ones counting for more: of what is open at any time, most stays long.
+double weighted_stay(const std::vector<RequestOutcome>& outcomes, double end) {
+  double sum = 0, squares = 0;
+  for (const RequestOutcome& o : outcomes) {
+    if (o.start > end) continue;
+    sum += o.latency;
+    squares += o.latency * o.latency;
+  }
+  return sum > 0 ? squares / sum : 0;
+}
+
+bool judge(const KeptUp& run) { return !run.failed && run.growth <= run.allowed(); }
 
 }  // namespace
 
+double KeptUp::allowed() const { return std::max(borne, kDeviations * chance); }
+
 KeptUp kept_up(const std::vector<RequestOutcome>& outcomes, double rate, double duration) {
-  KeptUp out{rate, 0, false};
+  KeptUp out;
+  out.rate = rate;
   double last = 0;
-  std::size_t ok = 0;
+  std::size_t ok = 0, all_ok = 0;
   for (const RequestOutcome& o : outcomes) {
     last = std::max(last, o.start);
-    ok += o.ok;
+    all_ok += o.ok;
+    ok += o.ok && at_the_rate(o);
   }
-  const double from = last * kWarmShare;
+  out.failed = all_ok < outcomes.size();
   if (rate <= 0 || last <= 0) {
     out.completed = duration > 0 ? static_cast<double>(ok) / duration : 0;
     return out;
   }
-  double came = 0, went = 0;
+  const double from = last * kEarlyFrom, centres = last * (kLateFrom - kEarlyFrom), window = last * (1 - kLateFrom);
+  double went = 0;
   for (const RequestOutcome& o : outcomes) {
     const double end = o.start + o.latency;
-    came += o.start > from;
-    went += o.ok && end > from && end <= last;
+    went += o.ok && at_the_rate(o) && end > from && end <= last;
   }
   out.completed = went / (last - from);
-  out.sustained = ok == outcomes.size() && came - went <= std::max(1.0, kGrowth * came);
+  const double early = mean_open(outcomes, from, last * kEarlyTo), late = mean_open(outcomes, last * kLateFrom, last);
+  out.growth = late - early;
+  out.borne = std::max(1.0, kBorneShare * static_cast<double>(outcomes.size()) * centres / last);
+  out.chance = std::sqrt(2 * variance_of_mean(std::min(early, late), window, weighted_stay(outcomes, last * kEarlyTo)));
+  out.sustained = judge(out);
+  return out;
+}
+
+KeptUp together(const KeptUp& a, const KeptUp& b) {
+  KeptUp out;
+  out.rate = a.rate;
+  out.completed = (a.completed + b.completed) / 2;
+  out.failed = a.failed || b.failed;
+  out.growth = (a.growth + b.growth) / 2;
+  out.borne = (a.borne + b.borne) / 2;
+  out.chance = std::hypot(a.chance, b.chance) / 2;
+  out.sustained = judge(out);
   return out;
 }
 
 std::optional<double> SaturationSearch::next() const {
   if (probes_.empty()) return 0.0;
   if (static_cast<int>(probes_.size()) >= options_.probes_max || bracketed()) return std::nullopt;
+  if (unclear_) return unclear_->rate;
   if (low_ > 0 && high_ > 0) return std::sqrt(low_ * high_);
   if (low_ > 0) return low_ * options_.stride;
   if (high_ > 0) {  // what it completed when it had too much is near what it can
@@ -53,11 +105,17 @@ std::optional<double> SaturationSearch::next() const {
 void SaturationSearch::on_probe(const KeptUp& probe) {
   probes_.push_back(probe);
   if (probe.rate <= 0) return;
-  if (probe.sustained) {
-    low_ = std::max(low_, probe.rate);
-  } else if (high_ == 0 || probe.rate < high_) {
-    high_ = probe.rate;
-    completed_at_high_ = probe.completed;
+  if (!unclear_ && !probe.clear() && static_cast<int>(probes_.size()) < options_.probes_max) {
+    unclear_ = probe;
+    return;
+  }
+  const KeptUp said = unclear_ ? together(*unclear_, probe) : probe;
+  unclear_.reset();
+  if (said.sustained) {
+    low_ = std::max(low_, said.rate);
+  } else if (high_ == 0 || said.rate < high_) {
+    high_ = said.rate;
+    completed_at_high_ = said.completed;
   }
 }
 
@@ -78,7 +136,7 @@ std::optional<Step> Campaign::search_step() {
   if (options_.rate > 0) return std::nullopt;
   for (std::size_t arm = 0; arm < options_.arms; ++arm) {
     if (!failures_[arm].empty()) continue;
-    if (const auto rate = searches_[arm].next()) return Step{Purpose::kSearch, arm, *rate, 0, false};
+    if (const auto rate = searches_[arm].next()) return Step{Purpose::kSearch, arm, *rate, 0, searches_[arm].draw(), false};
   }
   return std::nullopt;
 }
@@ -87,7 +145,7 @@ std::optional<Step> Campaign::search_step() {
 void Campaign::plan_repeats() {
   for (int repeat = 0; repeat < options_.repeats; ++repeat)
     for (std::size_t i = 0; i < options_.arms; ++i)
-      queue_.push_back({Purpose::kMeasure, (i + static_cast<std::size_t>(repeat)) % options_.arms, rate_, repeat, true});
+      queue_.push_back({Purpose::kMeasure, (i + static_cast<std::size_t>(repeat)) % options_.arms, rate_, repeat, 0, true});
 }
 
 void Campaign::plan_sweep() {
@@ -101,7 +159,7 @@ void Campaign::plan_sweep() {
   }
   std::ranges::sort(rates);
   for (std::size_t arm = 0; arm < options_.arms; ++arm)
-    for (const double rate : rates) queue_.push_back({Purpose::kSweep, arm, rate, 0, false});
+    for (const double rate : rates) queue_.push_back({Purpose::kSweep, arm, rate, 0, 0, false});
 }
 
 std::optional<Step> Campaign::next() {

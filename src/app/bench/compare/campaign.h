@@ -16,24 +16,40 @@ struct KeptUp {
   double rate = 0;       // offered; 0: all at once
   double completed = 0;  // requests per second, while they came; of a burst: to the end
   bool sustained = false;
+  bool failed = false;  // a request did
+  // By how much the mean number of open requests grew, how much growth at a rate that is sustained is borne in any case, and how much
+  // chance makes of it (one standard deviation).
+  double growth = 0, borne = 0, chance = 0;
+
+  double allowed() const;
+  // Chance hardly decides.
+  bool clear() const { return failed || growth <= allowed() / 2 || growth >= allowed() * 2; }
 };
-// Sustained: nothing failed, and from a quarter of the arrivals' time to the last arrival the number of open requests grew by at most 5 %
-// of the requests that came in that time (by one, where that is less than one). The end of the run, when the last answers are written and
-// nobody comes, says nothing of the rate and does not count.
+// Sustained: nothing failed, and the mean number of open requests is not larger late than early: between 65 % of the arrivals' time and the
+// last arrival, against between 25 and 60 % of it. Borne are 5 % of the requests that came from the middle of the one to the middle of the
+// other (one, where that is less), and what differs by chance where nothing piles up: twice the standard deviation of the difference,
+// if requests come at random and each stays as long as those of the first window did (an M/G/inf queue: open requests are Poisson
+// distributed, and correlated over the time that a request stays). The end of the run, when the last answers are written and nobody comes,
+// says nothing of the rate and does not count. Of the long prompts of `mix`, which come at a rate of their own, only the growth counts.
 KeptUp kept_up(const std::vector<RequestOutcome>& outcomes, double rate, double duration);
+// What two runs at one rate, with other arrival times, say together.
+KeptUp together(const KeptUp& a, const KeptUp& b);
 
 struct SearchOptions {
   double stride = 1.25;        // from the first guess outwards
   double close_enough = 1.12;  // the lowest rate beyond over the highest sustained: then it ends
-  int probes_max = 8;
+  int probes_max = 10;
 };
 
-// Finds the highest rate that is sustained: all requests at once for a first guess, strides to a bracket, then bisection (by ratio).
+// Finds the highest rate that is sustained: all requests at once for a first guess, strides to a bracket, then bisection (by ratio). A run
+// whose outcome chance may have decided is repeated once with other arrival times, and the two decide.
 class SaturationSearch {
  public:
   explicit SaturationSearch(const SearchOptions& options) : options_(options) {}
   // The rate to try, 0 for all at once; nullopt: it has ended.
   std::optional<double> next() const;
+  // Which arrival times to try it with: 0 the usual ones, 1 others.
+  int draw() const { return unclear_ ? 1 : 0; }
   void on_probe(const KeptUp& probe);
 
   const std::vector<KeptUp>& probes() const { return probes_; }
@@ -46,6 +62,7 @@ class SaturationSearch {
  private:
   SearchOptions options_;
   std::vector<KeptUp> probes_;
+  std::optional<KeptUp> unclear_;  // waits for its second run
   double low_ = 0, high_ = 0;
   double completed_at_high_ = 0;
 };
@@ -57,6 +74,7 @@ struct Step {
   std::size_t arm = 0;
   double rate = 0;     // 0: all at once
   int repeat = 0;      // of kMeasure
+  int draw = 0;        // of the arrival times: 0 those of all runs, 1 others
   bool fresh = false;  // the arm starts anew
 };
 
@@ -94,7 +112,7 @@ class Campaign {
 
  private:
   static constexpr double kSweepShares[] = {0.25, 0.5, 0.75, 1.0, 1.25};
-  static constexpr int kProbesUsual = 5;
+  static constexpr int kProbesUsual = 6;
 
   std::optional<Step> search_step();
   void plan_repeats();

@@ -116,7 +116,7 @@ TEST(SaturationSearch, FindsTheCapacityWhateverTheFirstGuess) {
       SaturationSearch search{SearchOptions{}};
       int probes = 0;
       while (const auto rate = search.next()) {
-        ASSERT_LE(++probes, 8) << capacity;
+        ASSERT_LE(++probes, SearchOptions{}.probes_max) << capacity;
         search.on_probe(probe(*rate, *rate > 0 ? capacity : capacity * misled, 1 / capacity));
       }
       EXPECT_TRUE(search.bracketed()) << capacity << " " << misled;

@@ -105,10 +105,11 @@ class RequestSource {
     return source;
   }
 
-  Result<std::vector<BenchRequest>> at(double rate) const {
+  Result<std::vector<BenchRequest>> at(double rate, int draw) const {
     if (flags_.name != "mix") return all_;
     DatasetFlags flags = flags_;
     flags.mix_rate = rate;
+    flags.mix_arrivals = static_cast<std::uint64_t>(draw);
     return load_dataset(flags, tokenizer_.get(), false);
   }
   std::size_t size() const { return all_.size(); }
@@ -205,7 +206,7 @@ Result<Comparison> run(CompareFlags& flags) {
   runner.own_times = flags.dataset.name == "mix";
   runner.warmups = flags.warmups;
   runner.start_limit = Duration(static_cast<std::int64_t>(flags.start_limit_s * 1e6));
-  runner.requests = [&](double rate) { return source->at(rate); };
+  runner.requests = [&](double rate, int draw) { return source->at(rate, draw); };
   announce(c, runner.log_path);
   const SystemClock clock;
   const TimePoint begin = clock.now();

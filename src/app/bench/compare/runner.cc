@@ -70,9 +70,9 @@ Runner::Went Runner::carry_out(const Step& step) {
     if (const Status started = start(step.arm); !started.ok())
       return started.code() == Code::kCancelled ? Went::kInterrupted : fail(started.message());
   }
-  const auto requests = options_.requests(step.rate);
+  const auto requests = options_.requests(step.rate, step.draw);
   if (!requests.ok()) return fail(requests.status().message());
-  LoadOptions load = load_options(arm.arm.name);
+  LoadOptions load = load_options(arm.arm.name, step.draw);
   load.request_rate = options_.own_times ? 0 : step.rate;
   LoadResult result = run_load(*requests, load, [&](std::size_t done) { progress(step, done, requests->size()); });
   if (result.interrupted) return Went::kInterrupted;
@@ -84,11 +84,11 @@ Runner::Went Runner::carry_out(const Step& step) {
   return Went::kWell;
 }
 
-LoadOptions Runner::load_options(const std::string& name) {
+LoadOptions Runner::load_options(const std::string& name, int draw) {
   LoadOptions load;
   load.port = server_->port();
   load.model = options_.model;
-  load.seed = options_.seed;
+  load.seed = options_.seed + static_cast<std::uint64_t>(draw);
   load.burstiness = options_.burstiness;
   load.ignore_eos = options_.ignore_eos;
   load.request_id_prefix = fmt::format("{}-{}-", name, ++runs_);
@@ -107,14 +107,14 @@ Status Runner::start(std::size_t arm) {
   BATON_ASSIGN_OR_RETURN(server_, ArmServer::start(with_flags(options_.serve_args, which.flags), options_.log_path, options_.start_limit,
                                                    [this] { return interrupted(); }));
   if (options_.warmups > 0) {
-    BATON_ASSIGN_OR_RETURN(const auto requests, options_.requests(0));
+    BATON_ASSIGN_OR_RETURN(const auto requests, options_.requests(0, 0));
     std::vector<BenchRequest> some;  // of all lengths
     const std::size_t count = std::min(requests.size(), static_cast<std::size_t>(options_.warmups));
     for (std::size_t i = 0; i < count; ++i) {
       some.push_back(requests[i * requests.size() / count]);
       some.back().arrival_s = -1;
     }
-    const LoadResult result = run_load(some, load_options(which.name + "-warm"), [](std::size_t) {});
+    const LoadResult result = run_load(some, load_options(which.name + "-warm", 0), [](std::size_t) {});
     if (result.interrupted) return Status(Code::kCancelled, "interrupted");
     for (const RequestOutcome& o : result.outcomes)
       if (!o.ok) return Status(Code::kUnavailable, fmt::format("a warm-up request failed: {}; the log is {}", o.error, options_.log_path));
@@ -135,6 +135,7 @@ void Runner::tell(const Step& step, const ArmRun& run) {
                                  comparison_.arms[step.arm].arm.name, rate_words(step.rate), run.report.duration,
                                  searched ? run.kept_up.completed : run.report.request_throughput);
   if (searched) line += run.kept_up.sustained ? ", sustained" : ", not sustained";
+  if (searched && !run.kept_up.clear()) line += step.draw == 0 ? " (a narrow case)" : " (a narrow case; both runs decide)";
   if (!searched)
     line += fmt::format(", TPOT {:.1f} ms, P99 ITL {:.1f} ms", measure("mean_tpot").of(run.report), measure("p99_itl").of(run.report));
   if (run.report.failed > 0) line += fmt::format(", {} FAILED: {}", run.report.failed, run.report.errors.front().first);

@@ -25,7 +25,7 @@ struct RunnerOptions {
   bool own_times = false;  // requests() gives them their arrival times
   int warmups = 0;         // requests
   Duration start_limit{};
-  std::function<Result<std::vector<BenchRequest>>(double rate)> requests;  // those for a rate; 0: all at once
+  std::function<Result<std::vector<BenchRequest>>(double rate, int draw)> requests;  // those for a rate (0: all at once) and draw
 };
 
 class Runner {
@@ -37,7 +37,7 @@ class Runner {
  private:
   enum class Went { kWell, kFailed, kInterrupted };
   Went carry_out(const Step& step);
-  LoadOptions load_options(const std::string& name);  // of the next run
+  LoadOptions load_options(const std::string& name, int draw);  // of the next run
   Status start(std::size_t arm);
   void stop();
   bool interrupted();

@@ -38,7 +38,9 @@ Json to_json(const ArmRun& run, const Comparison& c) {
            {"request_rate", run.rate > 0 ? Json(run.rate) : Json("inf")},
            {"repeat", run.repeat},
            {"sustained", run.kept_up.sustained},
-           {"completed_while_offered", run.kept_up.completed}};
+           {"completed_while_offered", run.kept_up.completed},
+           {"open_requests_grew_by", run.kept_up.growth},
+           {"allowed", run.kept_up.allowed()}};
   out.update(to_json(run.report, options));
   for (const auto& [kind, report] : run.by_kind) out["by_kind"][kind] = to_json(report, options);
   return out;
