@@ -48,6 +48,8 @@ class CompareTest(harness.BatonTest):
         self.assertEqual([run["repeat"] for run in measured], [0, 1, 0, 1])
         self.assertEqual({run["request_rate"] for run in measured}, {figures["request_rate"]})
         self.assertEqual([run["request_rate"] for run in self.runs(figures, "sweep")], [8, 20, 8, 20])
+        told = re.findall(r"^sweep +(\S+)", result.stderr, re.M)
+        self.assertEqual(told, ["tp1-prefill-first", "tp1", "tp1", "tp1-prefill-first"], "each rate on all arms before the next")
         self.assertTrue(all(run["request_rate"] == "inf" for run in [arm["runs"][0] for arm in figures["arms"]]))
         everything = [run for arm in figures["arms"] for run in arm["runs"]]
         self.assertEqual({run["failed"] for run in everything}, {0})
@@ -58,7 +60,7 @@ class CompareTest(harness.BatonTest):
             self.assertAlmostEqual(arm["figures"]["mean_tpot"]["median"], sum(run["mean_tpot_ms"] for run in runs) / 2, places=6)
         self.assertIn("--no-enable-chunked-prefill", figures["arms"][0]["command"])
         lines = result.stdout.splitlines()
-        for words in ("tp1-prefill-first ", "  vs tp1-prefill-first", "  spread"):
+        for words in ("tp1-prefill-first ", "  vs tp1-prefill-first", "  spread, n=2"):
             self.assertTrue(any(line.startswith(words) for line in lines), words)
         self.assertIn(figures["advice"], result.stdout)
         self.assertRegex(result.stderr, r"plan +about \d+ runs")

@@ -13,23 +13,37 @@ namespace {
 struct Rank {
   const ArmResult* arm;
   Figure figure;
+  bool failed;          // requests, in the runs that the figure is of
+  BestGoodput goodput;  // of a ranking by goodput
 };
+
+void sort(std::vector<Rank>& ranks, bool more_is_better) {
+  std::ranges::stable_sort(ranks, [&](const Rank& a, const Rank& b) {
+    if (a.failed != b.failed) return b.failed;
+    return more_is_better ? a.figure.median > b.figure.median : a.figure.median < b.figure.median;
+  });
+}
 
 // Best first; arms whose requests failed come last, since what failed took nobody's time.
 std::vector<Rank> ranking(const Comparison& c, const Measure& measure) {
   std::vector<Rank> out;
   for (const ArmResult& arm : c.arms)
-    if (const auto f = figure(arm, measure)) out.push_back({&arm, *f});
-  std::ranges::stable_sort(out, [&](const Rank& a, const Rank& b) {
-    const bool a_failed = a.arm->failed() > 0, b_failed = b.arm->failed() > 0;
-    if (a_failed != b_failed) return b_failed;
-    return measure.more_is_better ? a.figure.median > b.figure.median : a.figure.median < b.figure.median;
-  });
+    if (const auto f = figure(arm, measure)) out.push_back({&arm, *f, !arm.clean(), {}});
+  sort(out, measure.more_is_better);
   return out;
 }
 
-// Their repeats overlap: no run tells them apart.
-bool alike(const Figure& a, const Figure& b) { return a.low <= b.high && b.low <= a.high; }
+std::vector<Rank> ranking_by_goodput(const Comparison& c) {
+  std::vector<Rank> out;
+  for (const ArmResult& arm : c.arms)
+    if (const auto best = best_goodput(c, arm)) out.push_back({&arm, best->goodput, best->failed, *best});
+  sort(out, true);
+  return out;
+}
+
+std::vector<Rank> ranking_by_what_decides(const Comparison& c) {
+  return c.goodput_ms.empty() ? ranking(c, measure("mean_e2el")) : ranking_by_goodput(c);
+}
 
 std::string join(const std::vector<std::string>& names) {
   std::string out;
@@ -37,13 +51,14 @@ std::string join(const std::vector<std::string>& names) {
   return out;
 }
 
-// Who is best, with all that are alike.
+// Who is best, with all that are not told apart from it.
 std::string leaders(const std::vector<Rank>& ranked) {
   std::vector<std::string> names;
   for (const Rank& r : ranked)
-    if (alike(r.figure, ranked.front().figure) && r.arm->failed() == ranked.front().arm->failed()) names.push_back(r.arm->arm.name);
+    if (!told_apart(r.figure, ranked.front().figure) && r.failed == ranked.front().failed) names.push_back(r.arm->arm.name);
   return join(names);
 }
+bool several(const std::string& names) { return names.find(" and ") != std::string::npos; }
 
 std::string percent(double ratio) {
   const double p = 100 * ratio;
@@ -56,19 +71,28 @@ std::string limits(const Comparison& c) {
   return out;
 }
 
+// The rates next to an arm's best, between which its true one lies.
+std::string tried_beside(const BestGoodput& best) {
+  if (best.below > 0 && best.above > 0) return fmt::format("the rates tried next to it are {:.2f} and {:.2f}", best.below, best.above);
+  if (best.below > 0) return fmt::format("no higher rate was tried, {:.2f} is the next lower one", best.below);
+  return best.above > 0 ? fmt::format("no lower rate was tried, {:.2f} is the next higher one", best.above) : "no other rate was tried";
+}
+
 std::string by_goodput(const Comparison& c) {
-  std::vector<std::pair<const ArmResult*, std::pair<double, double>>> found;
-  for (const ArmResult& arm : c.arms)
-    if (const auto best = best_goodput(c, arm)) found.emplace_back(&arm, *best);
+  const std::vector<Rank> found = ranking_by_goodput(c);
   if (found.empty()) return "";
-  std::ranges::stable_sort(found, [](const auto& a, const auto& b) { return a.second.first > b.second.first; });
-  const auto& [winner, best] = found.front();
-  if (best.first <= 0) return fmt::format("No arm keeps {} for any request at a rate that was tried. ", limits(c));
+  if (found.front().figure.median <= 0) return fmt::format("No arm keeps {} for any request at a rate that was tried. ", limits(c));
   std::string others;
   for (std::size_t i = 1; i < found.size(); ++i)
-    others += fmt::format("{}{} {:.2f}", i == 1 ? " (" : ", ", found[i].first->arm.name, found[i].second.first);
-  return fmt::format("Under {}, {} serves this load best: {:.2f} good requests/s at {:.2f} requests/s{}. ", limits(c), winner->arm.name,
-                     best.first, best.second, others.empty() ? "" : others + ")");
+    others += fmt::format("{}{} {:.2f} at {:.2f}{}", i == 1 ? " (" : ", ", found[i].arm->arm.name, found[i].figure.median,
+                          found[i].goodput.rate, found[i].failed ? ", where requests failed" : "");
+  const std::string who = leaders(found);
+  std::string out =
+      fmt::format("Under {}, {} this load best: {:.2f} good requests/s at {:.2f} requests/s{}; {}. ", limits(c),
+                  several(who) ? fmt::format("{} are not told apart and serve", who) : who + " serves", found.front().figure.median,
+                  found.front().goodput.rate, others.empty() ? "" : others + ")", tried_beside(found.front().goodput));
+  if (found.front().failed) out += "Requests failed in every arm at all of these rates. ";
+  return out;
 }
 
 std::string by_latency(const Comparison& c) {
@@ -79,8 +103,7 @@ std::string by_latency(const Comparison& c) {
     others += fmt::format("{}{} {:.2f} s", i == 1 ? " (" : ", ", ranked[i].arm->arm.name, ranked[i].figure.median / 1e3);
   const std::string who = leaders(ranked);
   return fmt::format("At {:.2f} requests/s {} {} an answer soonest: {:.2f} s from request to last token on average{}. ", c.rate, who,
-                     who.find(" and ") == std::string::npos ? "finishes" : "finish", ranked.front().figure.median / 1e3,
-                     others.empty() ? "" : others + ")");
+                     several(who) ? "finish" : "finishes", ranked.front().figure.median / 1e3, others.empty() ? "" : others + ")");
 }
 
 std::string by_measure(const Comparison& c) {
@@ -110,58 +133,41 @@ Verdict compare(const ArmResult& pd, const ArmResult& other) {
   for (const auto& [key, words] : kParts) {
     const Measure& m = measure(key);
     const auto mine = figure(pd, m), others = figure(other, m);
-    if (!mine || !others || others->median <= 0 || alike(*mine, *others)) continue;
+    if (!mine || !others || others->median <= 0 || !told_apart(*mine, *others)) continue;
     const double change = (mine->median - others->median) / others->median;
     ((change > 0) == m.more_is_better ? v.better : v.worse).push_back(fmt::format("{} {}", words, percent(change)));
   }
   return v;
 }
 
-// What decides between two arms, and whether it tells them apart.
-struct Decision {
-  double mine = 0, others = 0;
-  bool alike = false, better = false;
-};
-
-Decision decide(const Comparison& c, const ArmResult& pd, const ArmResult& other) {
-  if (!c.goodput_ms.empty()) {
-    constexpr double kAlike = 0.03;  // a rate has one run in the sweep: there is no spread to go by
-    const double mine = best_goodput(c, pd)->first, others = best_goodput(c, other)->first;
-    return {mine, others, std::abs(mine - others) <= kAlike * std::max(mine, others), mine > others};
-  }
-  const Measure& e2el = measure("mean_e2el");
-  const Figure mine = *figure(pd, e2el), others = *figure(other, e2el);
-  return {mine.median, others.median, alike(mine, others), mine.median < others.median};
-}
-
 // The best of the arms with and without disaggregation, by what decides.
-std::pair<const ArmResult*, const ArmResult*> opponents(const Comparison& c) {
-  const ArmResult *pd = nullptr, *other = nullptr;
-  for (const Rank& r : ranking(c, measure("mean_e2el"))) {
-    const ArmResult*& place = r.arm->arm.disaggregated ? pd : other;
-    if (!place || (!c.goodput_ms.empty() && best_goodput(c, *r.arm)->first > best_goodput(c, *place)->first)) place = r.arm;
+std::pair<const Rank*, const Rank*> opponents(const std::vector<Rank>& ranked) {
+  const Rank *pd = nullptr, *other = nullptr;
+  for (const Rank& r : ranked) {
+    const Rank*& place = r.arm->arm.disaggregated ? pd : other;
+    if (!place) place = &r;
   }
   return {pd, other};
 }
 
 std::string on_disaggregation(const Comparison& c) {
-  const auto [pd, other] = opponents(c);
+  const std::vector<Rank> ranked = ranking_by_what_decides(c);
+  const auto [pd, other] = opponents(ranked);
   if (!pd || !other) return "";
   const std::string what = c.goodput_ms.empty() ? "end-to-end latency" : "goodput";
-  const Verdict v = compare(*pd, *other);
+  const bool clean = pd->arm->clean() && other->arm->clean();
+  const Verdict v = clean ? compare(*pd->arm, *other->arm) : Verdict();
   std::string details = v.better.empty() ? "" : "better: " + join(v.better);
   if (!v.worse.empty()) details += (details.empty() ? "worse: " : "; worse: ") + join(v.worse);
-  const std::string against = fmt::format("against {}, the best arm without it{}", other->arm.name,
+  const std::string against = fmt::format("against {}, the best arm without it{}", other->arm->arm.name,
                                           details.empty() ? "" : fmt::format(" (at {:.2f} requests/s {})", c.rate, details));
-  if (pd->failed() > 0 || other->failed() > 0)
-    return fmt::format("Requests failed, so whether disaggregation pays is not said; {}.", against);
-  const Decision d = decide(c, *pd, *other);
-  if (d.alike) {
+  if (pd->failed || other->failed) return fmt::format("Requests failed, so whether disaggregation pays is not said; {}.", against);
+  if (!told_apart(pd->figure, other->figure))
     return v.better.size() <= v.worse.size() ? fmt::format("Disaggregation does not pay here: {} is alike {}.", what, against)
                                              : fmt::format("Disaggregation does not change {} here, but other measures {}.", what, against);
-  }
-  return fmt::format("Disaggregation {} here: {} {} {}.", d.better ? "pays" : "does not pay", what,
-                     d.others > 0 ? percent((d.mine - d.others) / d.others) : fmt::format("{:.2f}/s instead of none", d.mine), against);
+  const double mine = pd->figure.median, others = other->figure.median;
+  return fmt::format("Disaggregation {} here: {} {} {}.", (mine > others) == !c.goodput_ms.empty() ? "pays" : "does not pay", what,
+                     others > 0 ? percent((mine - others) / others) : fmt::format("{:.2f}/s instead of none", mine), against);
 }
 
 }  // namespace
@@ -177,6 +183,8 @@ std::string advice(const Comparison& c) {
   } else {
     out += "Only one arm was measured: there is nothing to compare it with.";
   }
+  if (arms > 1 && std::ranges::any_of(c.arms, [](const ArmResult& arm) { return arm.measured().size() == 1; }))
+    out += fmt::format(" One run of an arm has no spread: what differs by less than {:.0f} % is not told apart.", 100 * kLeastEffectOfOne);
   while (out.ends_with(' ')) out.pop_back();
   return out;
 }

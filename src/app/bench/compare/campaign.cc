@@ -141,7 +141,7 @@ std::optional<Step> Campaign::search_step() {
   return std::nullopt;
 }
 
-// Each repeat has all arms, in an order that begins with another arm each time: what drifts befalls all alike.
+// Each repeat, and each rate of the sweep, has all arms, in an order that begins with another arm each time: what drifts befalls all alike.
 void Campaign::plan_repeats() {
   for (int repeat = 0; repeat < options_.repeats; ++repeat)
     for (std::size_t i = 0; i < options_.arms; ++i)
@@ -158,8 +158,8 @@ void Campaign::plan_sweep() {
     for (const double share : kSweepShares) rates.push_back(share * top);
   }
   std::ranges::sort(rates);
-  for (std::size_t arm = 0; arm < options_.arms; ++arm)
-    for (const double rate : rates) queue_.push_back({Purpose::kSweep, arm, rate, 0, 0, false});
+  for (std::size_t r = 0; r < rates.size(); ++r)
+    for (std::size_t i = 0; i < options_.arms; ++i) queue_.push_back({Purpose::kSweep, (i + r) % options_.arms, rates[r], 0, 0, true});
 }
 
 std::optional<Step> Campaign::next() {
@@ -229,9 +229,9 @@ Campaign::Estimate Campaign::left(std::size_t requests, double seconds_per_start
     if (!options_.sweep) continue;
     if (options_.sweep_rates.empty()) {
       for (const double share : kSweepShares)
-        add(model(arm), share * (options_.rate > 0 ? options_.rate : searches_[like].saturation()), 1, 0);
+        add(model(arm), share * (options_.rate > 0 ? options_.rate : searches_[like].saturation()), 1, 1);
     } else {
-      for (const double rate : options_.sweep_rates) add(model(arm), rate, 1, 0);
+      for (const double rate : options_.sweep_rates) add(model(arm), rate, 1, 1);
     }
   }
   for (std::size_t i = at_; i < queue_.size(); ++i)

@@ -212,16 +212,16 @@ TEST(Campaign, AGivenRateNeedsNoSearch) {
   options.sweep_rates = {3, 1};
   Campaign campaign(options);
   EXPECT_EQ(campaign.left(100, 2).runs, 2 * 2 + 2 * 2);
-  EXPECT_NEAR(campaign.left(100, 2).seconds, 4 * (25 + 2) + 2 * (100 + 100 / 3.0), 1e-6);
+  EXPECT_NEAR(campaign.left(100, 2).seconds, 4 * (25 + 2) + 2 * (100 + 100 / 3.0 + 2 * 2), 1e-6);
   campaign.next();
   campaign.on_run(probe(4, 2, 0));  // the first arm does half of what is offered, so its second repeat takes twice the time
-  EXPECT_NEAR(campaign.left(100, 2).seconds, 50 + 2 * 25 + 3 * 2 + 50 + 100 + 2 * 100 / 3.0 + 100 - 100 / 3.0, 3);
+  EXPECT_NEAR(campaign.left(100, 2).seconds, 50 + 2 * 25 + 3 * 2 + 4 * 2 + 50 + 100 + 2 * 100 / 3.0 + 100 - 100 / 3.0, 3);
   const Done done = carry_out(campaign, {2, 3});
   EXPECT_TRUE(arms_of(done, Purpose::kSearch).empty());
   EXPECT_EQ(campaign.search(0), nullptr);
   std::vector<double> rates;
   for (const Step& s : done.steps) rates.push_back(s.rate);
-  EXPECT_THAT(rates, ElementsAre(4, 4, 4, 1, 3, 1, 3));
+  EXPECT_THAT(rates, ElementsAre(4, 4, 4, 1, 1, 3, 3));
   EXPECT_EQ(campaign.left(100, 2).runs, 0);
 }
 
@@ -235,6 +235,7 @@ TEST(Campaign, SweepsAllArmsAtTheSameRatesAroundTheHighestSaturation) {
   std::vector<double> rates[2];
   for (const Step& s : done.steps)
     if (s.purpose == Purpose::kSweep) rates[s.arm].push_back(s.rate);
+  EXPECT_THAT(arms_of(done, Purpose::kSweep), ElementsAre(0, 1, 1, 0, 0, 1, 1, 0, 0, 1)) << "all arms at a rate before the next";
   EXPECT_EQ(rates[0], rates[1]);
   EXPECT_EQ(rates[0].size(), 5U);
   EXPECT_DOUBLE_EQ(rates[0][3], campaign.search(1)->saturation());

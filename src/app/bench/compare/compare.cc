@@ -288,8 +288,9 @@ int run_bench_compare(Args args) {
   fmt::print("{}", table(*comparison));
   std::fflush(stdout);
   if (const Status written = flags.files.write(*comparison); !written.ok()) return fail(written);
-  const bool whole = std::ranges::all_of(
-      comparison->arms, [&](const ArmResult& arm) { return arm.failure.empty() && std::ssize(arm.measured()) == comparison->repeats; });
+  const bool whole = std::ranges::all_of(comparison->arms, [&](const ArmResult& arm) {
+    return arm.failure.empty() && arm.clean() && std::ssize(arm.measured()) == comparison->repeats;
+  });
   return whole ? 0 : kExitFailed;
 }
 

@@ -64,12 +64,10 @@ std::string arms_table(const Comparison& c) {
   for (const TableRow& row : table_rows(c)) {
     constexpr const char* kClasses[] = {"figures", "spread", "difference"};
     out += fmt::format("<tr class=\"{}\"><td>{}{}</td>", kClasses[row.kind],
-                       row.kind == TableRow::kFigures ? swatch(colour_of(c, row.name)) : "", h(row.name));
+                       row.kind == TableRow::kFigures ? swatch(colour_of(c, row.name)) : "", h(row.name + (row.failed ? kFailedMark : "")));
     for (std::size_t i = 0; i < row.cells.size(); ++i) {
-      const bool up = row.cells[i].starts_with('+'), flat = row.cells[i].find_first_of("123456789") == std::string::npos;
-      const char* judged = row.kind != TableRow::kDifference || flat ? ""
-                           : up == measures()[i].more_is_better      ? " class=\"good\""
-                                                                     : " class=\"bad\"";
+      const int judgement = row.judged.empty() ? 0 : row.judged[i];
+      const char* judged = judgement > 0 ? " class=\"good\"" : judgement < 0 ? " class=\"bad\"" : "";
       out += fmt::format("<td{}>{}</td>", judged, h(row.cells[i]));
     }
     out += "</tr>";
@@ -114,8 +112,7 @@ std::string html(const Comparison& c) {
   if (c.first()) {
     out += fmt::format("<h2>At {:.2f} requests per second</h2>", c.rate) + arms_table(c);
     out +=
-        fmt::format("<p class=\"sub\">Medians of {} repeats of {} requests; spread is (highest - lowest) / median over the repeats.</p>\n",
-                    c.repeats, c.requests);
+        fmt::format("<p class=\"sub\">{} requests a run. {} Coloured is what the runs tell apart.</p>\n", c.requests, h(table_legend(c)));
   }
   out += kinds_table(c);
   if (const auto lines = saturation_lines(c); !lines.empty()) out += "<h2>Saturation</h2><ul class=\"notes\">" + list(lines) + "</ul>\n";

@@ -163,6 +163,17 @@ TEST(Html, IsOnePageThatNeedsNothingElseAndEscapesWhatItIsGiven) {
   EXPECT_LT(page.find("Errors"), page.find("<table"));
 }
 
+TEST(Html, ColoursOnlyWhatIsToldApart) {
+  auto c = comparison();
+  EXPECT_THAT(html(c), Not(HasSubstr("class=\"good\"")));
+  for (auto& summary : c.arms[1].runs[0].report.ms) summary.second.mean /= 2;
+  EXPECT_THAT(html(c), HasSubstr("class=\"good\">-50.00 %"));
+  EXPECT_THAT(html(c), Not(HasSubstr("class=\"bad\"")));
+  c.arms[1].runs[0].report.failed = 1;
+  EXPECT_THAT(html(c), Not(HasSubstr("class=\"good\"")));
+  EXPECT_THAT(html(c), HasSubstr("pd *</td>"));
+}
+
 TEST(Html, PlotsHoldTheRunsFigures) {
   const auto all = plots(comparison());
   std::vector<std::string> titles;

@@ -3,6 +3,7 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace baton::app {
 namespace {
@@ -12,6 +13,12 @@ ReportOptions report_options(const std::map<std::string, double>& goodput_ms) {
   options.percentiles.assign(std::begin(kComparePercentiles), std::end(kComparePercentiles));
   options.goodput_ms = goodput_ms;
   return options;
+}
+
+// `values` is not empty.
+Figure figure_of(std::vector<double> values) {
+  std::ranges::sort(values);
+  return {percentile(values, 50), values.front(), values.back(), static_cast<int>(values.size())};
 }
 
 const Report::Summary& ttft(const Report& r) { return r.ms.at("ttft"); }
@@ -44,6 +51,10 @@ int ArmResult::failed() const {
   int sum = 0;
   for (const ArmRun& run : runs) sum += static_cast<int>(run.report.failed);
   return sum;
+}
+
+bool ArmResult::clean() const {
+  return std::ranges::none_of(measured(), [](const ArmRun* run) { return run->report.failed > 0; });
 }
 
 int Comparison::failed() const {
@@ -96,8 +107,19 @@ std::optional<Figure> figure(const ArmResult& arm, const Measure& measure, const
     }
   }
   if (values.empty()) return std::nullopt;
-  std::ranges::sort(values);
-  return Figure{percentile(values, 50), values.front(), values.back()};
+  return figure_of(std::move(values));
+}
+
+bool told_apart(const Figure& a, const Figure& b) {
+  if (a.low <= b.high && b.low <= a.high) return false;
+  const double least = a.runs > 1 && b.runs > 1 ? kLeastEffect : kLeastEffectOfOne;
+  return std::abs(a.median - b.median) >= least * std::min(a.median, b.median);
+}
+
+int judge(const ArmResult& arm, const ArmResult& first, const Measure& measure) {
+  const auto mine = figure(arm, measure), other = figure(first, measure);
+  if (!mine || !other || !arm.clean() || !first.clean() || !told_apart(*mine, *other)) return 0;
+  return (mine->median > other->median) == measure.more_is_better ? 1 : -1;
 }
 
 std::optional<double> difference(const ArmResult& arm, const ArmResult& first, const Measure& measure) {
@@ -106,19 +128,28 @@ std::optional<double> difference(const ArmResult& arm, const ArmResult& first, c
   return (mine->median - other->median) / other->median;
 }
 
-std::optional<std::pair<double, double>> best_goodput(const Comparison& comparison, const ArmResult& arm) {
+std::optional<BestGoodput> best_goodput(const Comparison& comparison, const ArmResult& arm) {
   const auto was_given = [](const ArmResult& a, double rate) {
     return std::ranges::any_of(a.runs, [&](const ArmRun& r) { return r.purpose != Purpose::kSearch && r.rate == rate; });
   };
-  std::map<double, std::vector<double>> by_rate;  // several repeats at one rate count as their median
-  for (const ArmRun& run : arm.runs)
-    if (run.purpose != Purpose::kSearch && run.rate > 0 && run.report.goodput >= 0) by_rate[run.rate].push_back(run.report.goodput);
-  std::optional<std::pair<double, double>> best;
-  for (auto& [rate, values] : by_rate) {
-    if (!std::ranges::all_of(comparison.arms, [&](const ArmResult& a) { return a.measured().empty() || was_given(a, rate); })) continue;
-    std::ranges::sort(values);
-    const double median = percentile(values, 50);
-    if (!best || median > best->first) best = {median, rate};
+  struct AtRate {
+    std::vector<double> goodput;
+    bool failed = false;
+  };
+  std::map<double, AtRate> by_rate;
+  for (const ArmRun& run : arm.runs) {
+    if (run.purpose == Purpose::kSearch || run.rate <= 0 || run.report.goodput < 0) continue;
+    if (!std::ranges::all_of(comparison.arms, [&](const ArmResult& a) { return a.measured().empty() || was_given(a, run.rate); })) continue;
+    AtRate& at = by_rate[run.rate];
+    at.goodput.push_back(run.report.goodput);
+    at.failed = at.failed || run.report.failed > 0;
+  }
+  std::optional<BestGoodput> best;
+  for (auto at = by_rate.begin(); at != by_rate.end(); ++at) {
+    const Figure f = figure_of(at->second.goodput);
+    if (best && at->second.failed != best->failed ? at->second.failed : best && f.median <= best->goodput.median) continue;
+    best = {f, at->first, at == by_rate.begin() ? 0 : std::prev(at)->first, std::next(at) == by_rate.end() ? 0 : std::next(at)->first,
+            at->second.failed};
   }
   return best;
 }

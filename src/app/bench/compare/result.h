@@ -40,8 +40,8 @@ struct ArmResult {
 
   // Of the repeats.
   std::vector<const ArmRun*> measured() const;
-  // Requests that failed, in all runs; and those whose rate was meant to be kept.
-  int failed() const;
+  int failed() const;  // requests, in all runs
+  bool clean() const;  // no request of the repeats failed
 };
 
 struct Machine {
@@ -84,15 +84,28 @@ const Measure& measure(const std::string& key);  // also "mean_e2el" and "goodpu
 
 struct Figure {
   double median = 0, low = 0, high = 0;
+  int runs = 0;
   double spread() const { return median > 0 ? (high - low) / median : 0; }
 };
 std::optional<Figure> figure(const ArmResult& arm, const Measure& measure, const std::string& kind = "");
+// Whether runs tell the two apart: the ranges of their repeats do not overlap, and the medians differ by at least kLeastEffect of the
+// smaller one; by kLeastEffectOfOne where one of them has a single run, which tells nothing of its spread.
+bool told_apart(const Figure& a, const Figure& b);
+inline constexpr double kLeastEffect = 0.03, kLeastEffectOfOne = 0.10;
+// +1: `arm` is better than `first`; -1: worse; 0: they are not told apart, or requests of one of them failed.
+int judge(const ArmResult& arm, const ArmResult& first, const Measure& measure);
 // (arm - first) / first; nullopt where one of the two has none.
 std::optional<double> difference(const ArmResult& arm, const ArmResult& first, const Measure& measure);
 
-// The most good requests per second that an arm had at a rate that all arms with repeats were given, and that rate; nullopt without limits
-// or runs.
-std::optional<std::pair<double, double>> best_goodput(const Comparison& comparison, const ArmResult& arm);
+// The most good requests per second that an arm had at a rate that all arms with repeats were given.
+struct BestGoodput {
+  Figure goodput;
+  double rate = 0;
+  double below = 0, above = 0;  // the rates tried next to it; 0: none
+  bool failed = false;          // requests failed at that rate, as they did at every other
+};
+// Of the rates at which nothing failed, if there are any; nullopt without limits or runs.
+std::optional<BestGoodput> best_goodput(const Comparison& comparison, const ArmResult& arm);
 
 // What forbids to rely on an arm's saturation: runs that are short beside an answer, since an arm is never full in them; "" if nothing
 // does.

@@ -113,14 +113,17 @@ TEST(Result, BestGoodputIsTheMedianAtTheBestFiniteRate) {
   a.runs.push_back(run(400, 10, 0, 5, Purpose::kSweep, {{"ttft", 300}}));
   const auto best = best_goodput(comparison({a}), a);
   ASSERT_TRUE(best);
-  EXPECT_EQ(best->second, 2);
-  EXPECT_NEAR(best->first, 20 / 10.14, 1e-9);
+  EXPECT_EQ(best->rate, 2);
+  EXPECT_EQ(best->goodput.runs, 3);
+  EXPECT_EQ(best->below, 0) << "a rate of the search is not compared";
+  EXPECT_EQ(best->above, 5);
+  EXPECT_NEAR(best->goodput.median, 20 / 10.14, 1e-9);
   EXPECT_EQ(best_goodput(comparison({}), arm("b", {{1, 1}})), std::nullopt);
   a.runs.push_back(run(1, 10, 0, 7, Purpose::kSweep, {{"e2el", 100}}));  // good, but the other arm never had this rate
   ArmResult other;
   other.runs.push_back(run(100, 10, 0, 2, Purpose::kMeasure, {{"ttft", 300}}));
-  EXPECT_EQ(best_goodput(comparison({a, other}), a)->second, 2);
-  EXPECT_EQ(best_goodput(comparison({a}), a)->second, 7);
+  EXPECT_EQ(best_goodput(comparison({a, other}), a)->rate, 2);
+  EXPECT_EQ(best_goodput(comparison({a}), a)->rate, 7);
 }
 
 TEST(Result, RunsThatAreShortBesideAnAnswerAreTooShort) {
@@ -169,8 +172,103 @@ TEST(Advice, GoodputDecidesWhereThereAreLimits) {
     pd.runs.push_back(run(100 + r, 10, r, 2, Purpose::kMeasure, limits));
   }
   c.arms = {dp, pd};
-  EXPECT_THAT(advice(c), HasSubstr("Under tpot:15, pd serves this load best: 1.97 good requests/s at 2.00 requests/s (dp 0.00)"));
+  EXPECT_THAT(
+      advice(c),
+      HasSubstr(
+          "Under tpot:15, pd serves this load best: 1.97 good requests/s at 2.00 requests/s (dp 0.00 at 2.00); no other rate was tried."));
   EXPECT_THAT(advice(c), HasSubstr("Disaggregation pays here: goodput 1.97/s instead of none against dp"));
+}
+
+// An arm with one run of the sweep at each rate, of which so many requests keep the limit of 300 ms, and some fail.
+ArmResult swept(const std::string& name, std::vector<std::pair<double, int>> rates_and_good, int failed_each = 0) {
+  const std::map<std::string, double> limits = {{"ttft", 300}};
+  ArmResult out = arm(name, {}, name == "pd");
+  out.runs.push_back(run(100, 10, 0, 2, Purpose::kMeasure, limits));
+  for (const auto& [rate, good] : rates_and_good) {
+    Step step;
+    step.purpose = Purpose::kSweep;
+    step.rate = rate;
+    auto o = outcomes(1000, 10);
+    for (int i = 0; i < good; ++i) o[static_cast<std::size_t>(i)].ttft = 0.1;
+    for (int i = 0; i < failed_each; ++i) o[o.size() - 1 - static_cast<std::size_t>(i)].ok = false;
+    out.runs.push_back(make_run(step, std::move(o), 5, limits));
+  }
+  return out;
+}
+
+Comparison swept_comparison(std::vector<ArmResult> arms) {
+  Comparison c = comparison(std::move(arms));
+  c.goodput_ms = {{"ttft", 300}};
+  return c;
+}
+
+TEST(Advice, ATieInGoodputIsATie) {
+  const auto tie = swept_comparison({swept("dp", {{1, 5}, {3, 16}, {4, 8}}), swept("pd", {{1, 5}, {3, 17}, {4, 9}})});
+  EXPECT_THAT(advice(tie), HasSubstr("Under ttft:300, pd and dp are not told apart and serve this load best: 3.40 good requests/s at 3.00 "
+                                     "requests/s (dp 3.20 at 3.00); the rates tried next to it are 2.00 and 4.00."));
+  EXPECT_THAT(advice(tie), HasSubstr("Disaggregation does not pay here: goodput is alike against dp"));
+  EXPECT_THAT(advice(tie), HasSubstr("less than 10 % is not told apart"));
+  const auto apart = swept_comparison({swept("dp", {{3, 14}}), swept("pd", {{3, 17}})});
+  EXPECT_THAT(advice(apart), HasSubstr("Under ttft:300, pd serves this load best: 3.40"));
+  EXPECT_THAT(advice(apart), HasSubstr("no higher rate was tried, 2.00 is the next lower one"));
+  EXPECT_THAT(advice(apart), HasSubstr("Disaggregation pays here: goodput +21.4 % against dp"));
+}
+
+TEST(Advice, AnArmThatFailsHalfItsLoadDoesNotServeItBest) {
+  auto c = swept_comparison({swept("dp", {{3, 15}}), swept("pd", {{3, 10}}, 10)});
+  c.arms[1].runs[0] = c.arms[1].runs[1];  // at the comparison's rate, too
+  c.arms[1].runs[0].purpose = Purpose::kMeasure;
+  c.arms[1].runs[0].rate = 2;
+  for (ArmRun& run : c.arms[1].runs) run.report.goodput = 9;  // what is left may be good as nothing is in its way
+  EXPECT_THAT(advice(c), HasSubstr("dp serves this load best: 3.00"));
+  EXPECT_THAT(advice(c), HasSubstr("(pd 9.00 at 2.00, where requests failed)"));
+  EXPECT_THAT(advice(c), HasSubstr("Requests failed, so whether disaggregation pays is not said; against dp"));
+  // Where it fails at one rate only, another one counts.
+  auto one = swept_comparison({swept("dp", {{3, 15}}), swept("pd", {{3, 10}}, 10)});
+  const auto best = best_goodput(one, one.arms[1]);
+  EXPECT_EQ(best->rate, 2);
+  EXPECT_FALSE(best->failed);
+}
+
+TEST(Result, RunsTellApartWhatDoesNotOverlapAndDiffersByEnough) {
+  const auto f = [](double low, double high, int runs) { return Figure{(low + high) / 2, low, high, runs}; };
+  EXPECT_TRUE(told_apart(f(100, 101, 3), f(105, 106, 3)));
+  EXPECT_TRUE(told_apart(f(105, 106, 3), f(100, 101, 3)));
+  EXPECT_FALSE(told_apart(f(100, 101, 3), f(102, 103, 3))) << "2 % is not an effect";
+  EXPECT_FALSE(told_apart(f(100, 120, 3), f(119, 140, 3))) << "they overlap";
+  EXPECT_FALSE(told_apart(f(100, 100, 1), f(109, 109, 1))) << "one run each";
+  EXPECT_FALSE(told_apart(f(100, 100, 3), f(109, 109, 1)));
+  EXPECT_TRUE(told_apart(f(100, 100, 1), f(111, 111, 1)));
+  EXPECT_TRUE(told_apart(f(0, 0, 1), f(1, 1, 1)));
+}
+
+TEST(Table, OnlyWhatIsToldApartIsJudged) {
+  const auto c = comparison({arm("tp2", {{100, 20}, {101, 20.1}}), arm("pd", {{101.5, 10}, {102, 10.1}}, true)});
+  const auto rows = table_rows(c);
+  ASSERT_EQ(rows.size(), 5U);
+  EXPECT_EQ(rows[1].name, "spread, n=2");
+  EXPECT_EQ(rows[4].judged[1], 0) << "TTFT: 1 %";
+  EXPECT_EQ(rows[4].judged[2], 1) << "TPOT";
+  const auto back = table_rows(comparison({c.arms[1], c.arms[0]}));
+  EXPECT_EQ(back[4].judged[2], -1);
+  EXPECT_EQ(back[4].judged[8], judge(c.arms[0], c.arms[1], measure("output_throughput")));
+  const auto json = to_json(c);
+  EXPECT_EQ(json["arms"][1]["told_apart_from_first"]["mean_ttft"], false);
+  EXPECT_EQ(json["arms"][1]["told_apart_from_first"]["mean_tpot"], true);
+  EXPECT_EQ(json["arms"][1]["figures"]["mean_tpot"]["runs"], 2);
+}
+
+TEST(Table, AnArmWhoseRequestsFailedIsMarkedAndNotJudged) {
+  auto c = comparison({arm("tp2", {{100, 20}}), arm("pd", {{100, 10}}, true)});
+  c.arms[1].runs[0].report.failed = 1;
+  const auto rows = table_rows(c);
+  EXPECT_FALSE(rows[0].failed);
+  EXPECT_TRUE(rows[2].failed);
+  EXPECT_THAT(rows[4].judged, testing::Each(0));
+  EXPECT_THAT(table(c), HasSubstr("\npd *  "));
+  EXPECT_THAT(table(c), HasSubstr("*: requests failed"));
+  EXPECT_THAT(markdown(c), HasSubstr("| pd \\* |"));
+  EXPECT_THAT(table(comparison({arm("tp2", {{100, 20}})})), Not(HasSubstr("*")));
 }
 
 TEST(Advice, FailedRequestsForbidAVerdictAndAnArmThatFailedIsNotBest) {
@@ -202,11 +300,13 @@ TEST(Table, AnArmThatDidNotStartIsAnErrorAndTheNextOneIsTheBase) {
   EXPECT_TRUE(text.starts_with("ERROR  tp2: baton serve ended with code 1")) << text;
   EXPECT_EQ(c.first(), &c.arms[1]);
   const auto rows = table_rows(c);
-  ASSERT_EQ(rows.size(), 4U);  // dp, its spread, pd (one repeat: no spread), its difference
-  EXPECT_EQ(rows[3].name, "vs dp");
-  EXPECT_EQ(rows[3].cells.size(), measures().size());
-  EXPECT_EQ(rows[3].cells[1], "+50.00 %");
-  EXPECT_EQ(rows[3].cells[6], "-50.00 %");
+  ASSERT_EQ(rows.size(), 5U);  // dp, its spread, pd, which has none of one run, and its difference
+  EXPECT_EQ(rows[3].name, "n=1");
+  EXPECT_EQ(rows[3].cells[1], "-");
+  EXPECT_EQ(rows[4].name, "vs dp");
+  EXPECT_EQ(rows[4].cells.size(), measures().size());
+  EXPECT_EQ(rows[4].cells[1], "+50.00 %");
+  EXPECT_EQ(rows[4].cells[6], "-50.00 %");
   EXPECT_EQ(rows[0].cells[1], "100.00");
 }
 

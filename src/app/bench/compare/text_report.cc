@@ -51,16 +51,27 @@ Json to_json(const ArmResult& arm, const Comparison& c) {
   if (arm.saturation > 0)
     out["saturation"] = {
         {"requests_per_s", arm.saturation}, {"sustained", arm.sustained}, {"not_sustained", arm.beyond}, {"bracketed", arm.bracketed}};
-  Json medians = Json::object(), differences = Json::object();
+  Json medians = Json::object(), differences = Json::object(), apart = Json::object();
   const ArmResult* first = c.first();
   for (const Measure& m : measures()) {
-    if (const auto f = figure(arm, m)) medians[m.key] = {{"median", f->median}, {"low", f->low}, {"high", f->high}};
+    if (const auto f = figure(arm, m)) medians[m.key] = {{"median", f->median}, {"low", f->low}, {"high", f->high}, {"runs", f->runs}};
     if (!first || first == &arm) continue;
-    if (const auto d = difference(arm, *first, m)) differences[m.key] = *d;
+    if (const auto d = difference(arm, *first, m)) {
+      differences[m.key] = *d;
+      apart[m.key] = judge(arm, *first, m) != 0;
+    }
   }
   out["figures"] = medians;
-  if (!differences.empty()) out["difference_to_first"] = differences;
-  if (const auto best = best_goodput(c, arm)) out["best_goodput"] = {{"requests_per_s", best->first}, {"at_request_rate", best->second}};
+  if (!differences.empty()) {
+    out["difference_to_first"] = differences;
+    out["told_apart_from_first"] = apart;
+  }
+  if (const auto best = best_goodput(c, arm)) {
+    const auto or_none = [](double rate) { return rate > 0 ? Json(rate) : Json(); };
+    out["best_goodput"] = {
+        {"requests_per_s", best->goodput.median},  {"at_request_rate", best->rate}, {"next_rate_below", or_none(best->below)},
+        {"next_rate_above", or_none(best->above)}, {"runs", best->goodput.runs},    {"failed", best->failed}};
+  }
   out["runs"] = Json::array();
   for (const ArmRun& run : arm.runs) out["runs"].push_back(to_json(run, c));
   return out;
@@ -79,20 +90,34 @@ std::vector<TableRow> table_rows(const Comparison& c) {
   const ArmResult* first = c.first();
   for (const ArmResult& arm : c.arms) {
     if (arm.measured().empty()) continue;
-    TableRow figures{TableRow::kFigures, arm.arm.name, {}}, spread{TableRow::kSpread, "spread", {}},
+    TableRow figures{TableRow::kFigures, arm.arm.name, {}}, spread{TableRow::kSpread, "", {}},
         change{TableRow::kDifference, "vs " + first->arm.name, {}};
+    const std::size_t runs = arm.measured().size();
+    figures.failed = !arm.clean();
+    spread.name = fmt::format("{}n={}", runs > 1 ? "spread, " : "", runs);
     for (const Measure& m : measures()) {
       const Figure f = *figure(arm, m);
       figures.cells.push_back(fmt::format("{:.2f}", f.median));
-      spread.cells.push_back(fmt::format("{:.1f} %", 100 * f.spread()));
+      spread.cells.push_back(runs > 1 ? fmt::format("{:.1f} %", 100 * f.spread()) : "-");
       const auto d = difference(arm, *first, m);
       change.cells.push_back(d ? percent(*d) : "-");
+      change.judged.push_back(judge(arm, *first, m));
     }
     rows.push_back(std::move(figures));
-    if (arm.measured().size() > 1) rows.push_back(std::move(spread));
+    rows.push_back(std::move(spread));
     if (&arm != first) rows.push_back(std::move(change));
   }
   return rows;
+}
+
+std::string table_legend(const Comparison& c) {
+  std::string out = "Medians over an arm's n runs; spread: (highest - lowest) / median.";
+  const auto one = [](const ArmResult& arm) { return arm.measured().size() == 1; };
+  if (std::ranges::any_of(c.arms, one))
+    out += fmt::format(" One run has no spread: what differs by less than {:.0f} % is not told apart.", 100 * kLeastEffectOfOne);
+  if (std::ranges::any_of(c.arms, [](const ArmResult& arm) { return !arm.clean(); }))
+    out += fmt::format("{}: requests failed, the figures are of the others, and nothing is concluded from them.", kFailedMark);
+  return out;
 }
 
 std::vector<KindRow> kind_rows(const Comparison& c) {
@@ -168,8 +193,7 @@ std::string table(const Comparison& c) {
   for (const std::string& line : saturation_lines(c)) out += line + "\n";
   const std::vector<TableRow> rows = table_rows(c);
   if (!rows.empty()) {
-    out += fmt::format("\n{} requests at {}; medians of {} repeats, spread (highest - lowest) / median\n\n", c.requests, rate_words(c),
-                       c.repeats);
+    out += fmt::format("\n{} requests at {}. {}\n\n", c.requests, rate_words(c), table_legend(c));
     std::string line1(22, ' '), line2(22, ' ');
     for (const Measure& m : measures()) {
       const auto [upper, lower] = short_title(m);
@@ -178,7 +202,7 @@ std::string table(const Comparison& c) {
     }
     out += line1 + "\n" + line2 + "\n";
     for (const TableRow& row : rows) {
-      out += fmt::format("{:<22}", (row.kind == TableRow::kFigures ? "" : "  ") + row.name);
+      out += fmt::format("{:<22}", (row.kind == TableRow::kFigures ? "" : "  ") + row.name + (row.failed ? kFailedMark : ""));
       for (const std::string& cell : row.cells) out += fmt::format("{:>12}", cell);
       out += "\n";
     }
@@ -212,11 +236,11 @@ std::string markdown(const Comparison& c) {
     for (std::size_t i = 0; i < measures().size(); ++i) out += "---:|";
     out += "\n";
     for (const TableRow& row : rows) {
-      out += fmt::format("| {}{} |", row.kind == TableRow::kFigures ? "" : "&nbsp;&nbsp;", row.name);
+      out += fmt::format("| {}{}{} |", row.kind == TableRow::kFigures ? "" : "&nbsp;&nbsp;", row.name, row.failed ? " \\*" : "");
       for (const std::string& text : row.cells) out += fmt::format(" {} |", text);
       out += "\n";
     }
-    out += fmt::format("\nMedians of {} repeats; spread: (highest - lowest) / median.\n\n", c.repeats);
+    out += "\n" + cell(table_legend(c)) + "\n\n";
   }
   if (const auto kinds = kind_rows(c); !kinds.empty()) {
     out += "| arm | requests | P99 ITL, ms | median ITL, ms | P99/median | mean TTFT, ms |\n|---|---|---:|---:|---:|---:|\n";

@@ -16,10 +16,15 @@ nlohmann::ordered_json to_json(const Comparison& comparison);
 // The table's rows as text, for all that print it.
 struct TableRow {
   enum Kind { kFigures, kSpread, kDifference } kind = kFigures;
-  std::string name;                // "tp2", "spread", "vs tp2"
+  std::string name;                // "tp2", "spread, n=3", "vs tp2"
   std::vector<std::string> cells;  // one a measure
+  std::vector<int> judged{};       // of kDifference: judge(), one a measure
+  bool failed = false;             // of kFigures: requests failed in these runs
 };
 std::vector<TableRow> table_rows(const Comparison& comparison);
+// What the rows are, and what their marks mean.
+std::string table_legend(const Comparison& comparison);
+inline constexpr const char* kFailedMark = " *";  // behind the name of a row that is `failed`
 // Requests of each kind apart, where there are several.
 struct KindRow {
   std::string arm, kind;
