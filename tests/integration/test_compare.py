@@ -92,7 +92,11 @@ class CompareTest(harness.BatonTest):
         result = self.compare("--arms", "pd", "--devices", 2, "--request-rate", 6, "--repeats", 1, "--num-prompts", 10, "--json", path, "--dataset-name", "mix", "--mix-chat-output-len", 12,
                               "--mix-long-input-len", 300, "--mix-long-output-len", 4, "--mix-long-every", 0.5, "--max-model-len", 512, "--kv-cache-memory-bytes", "128MiB")
         self.assertEqual(result.returncode, 0, result.stderr + result.stdout)
-        run, = self.runs(json.loads(path.read_text()), "measure")
+        figures = json.loads(path.read_text())
+        run, = self.runs(figures, "measure")
+        self.assertEqual(figures["requests"], run["completed"])
+        self.assertEqual(figures["rates_count"], "chats")
+        self.assertIn("6.00 chats/s, as given", result.stdout)
         self.assertEqual(run["by_kind"]["chat"]["completed"], 10)
         self.assertEqual(run["by_kind"]["long"]["total_input_tokens"], 300 * run["by_kind"]["long"]["completed"])
         self.assertRegex(result.stdout, r"pd +chat ")

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "app/bench/compare/result.h"
 
@@ -88,11 +89,34 @@ std::string by_goodput(const Comparison& c) {
                           found[i].goodput.rate, found[i].failed ? ", where requests failed" : "");
   const std::string who = leaders(found);
   std::string out =
-      fmt::format("Under {}, {} this load best: {:.2f} good requests/s at {:.2f} requests/s{}; {}. ", limits(c),
+      fmt::format("Under {}, {} this load best: {:.2f} good requests/s at {}{}; {}. ", limits(c),
                   several(who) ? fmt::format("{} are not told apart and serve", who) : who + " serves", found.front().figure.median,
-                  found.front().goodput.rate, others.empty() ? "" : others + ")", tried_beside(found.front().goodput));
+                  c.at(found.front().goodput.rate), others.empty() ? "" : others + ")", tried_beside(found.front().goodput));
   if (found.front().failed) out += "Requests failed in every arm at all of these rates. ";
   return out;
+}
+
+// What these repeats are of: latencies of an arm that does not keep up are as long as the run is.
+std::string regime(const Comparison& c) {
+  std::vector<std::string> names;
+  for (const ArmResult& arm : c.arms) {
+    const auto runs = arm.measured();
+    const auto behind = std::ranges::count_if(runs, [](const ArmRun* run) { return !run->kept_up.failed && !run->kept_up.sustained; });
+    if (2 * behind > std::ssize(runs)) names.push_back(arm.arm.name);
+  }
+  if (names.empty()) return "";
+  return fmt::format(", where {} overloaded and queueing grows with the length of the run,",
+                     join(names) + (names.size() > 1 ? " are" : " is"));
+}
+
+std::string by_capacity(const Comparison& c) {
+  std::string out;
+  for (const ArmResult& arm : c.arms) {
+    if (arm.sustained <= 0 && arm.beyond <= 0) continue;
+    const char* bound = arm.sustained <= 0 ? "less than " : arm.beyond <= 0 ? "at least " : "";
+    out += fmt::format("{}{} {}{:.2f}", out.empty() ? "" : ", ", arm.arm.name, bound, arm.sustained > 0 ? arm.sustained : arm.beyond);
+  }
+  return out.empty() ? "" : fmt::format("Sustained, {}/s: {}. ", c.unit, out);
 }
 
 std::string by_latency(const Comparison& c) {
@@ -102,7 +126,7 @@ std::string by_latency(const Comparison& c) {
   for (std::size_t i = 1; i < ranked.size(); ++i)
     others += fmt::format("{}{} {:.2f} s", i == 1 ? " (" : ", ", ranked[i].arm->arm.name, ranked[i].figure.median / 1e3);
   const std::string who = leaders(ranked);
-  return fmt::format("At {:.2f} requests/s {} {} an answer soonest: {:.2f} s from request to last token on average{}. ", c.rate, who,
+  return fmt::format("At {}{} {} {} an answer soonest: {:.2f} s from request to last token on average{}. ", c.at(c.rate), regime(c), who,
                      several(who) ? "finish" : "finishes", ranked.front().figure.median / 1e3, others.empty() ? "" : others + ")");
 }
 
@@ -150,6 +174,36 @@ std::pair<const Rank*, const Rank*> opponents(const std::vector<Rank>& ranked) {
   return {pd, other};
 }
 
+// End-to-end latency of the runs at one rate, the search's left out; nullopt if there are none or requests failed.
+std::optional<Figure> latency_at(const ArmResult& arm, double rate) {
+  ArmResult at;
+  for (const ArmRun& run : arm.runs) {
+    if (run.purpose == Purpose::kSearch || run.rate != rate) continue;
+    at.runs.emplace_back().report = run.report;
+    at.runs.back().purpose = Purpose::kMeasure;
+  }
+  return at.clean() ? figure(at, measure("mean_e2el")) : std::nullopt;
+}
+
+// At which rate one arm takes over from the other, if a sweep shows that.
+std::string turn(const Comparison& c, const ArmResult& pd, const ArmResult& other) {
+  std::map<double, bool> pd_is_better;  // by rates that tell them apart
+  for (const ArmRun& run : pd.runs) {
+    const auto mine = latency_at(pd, run.rate), others = latency_at(other, run.rate);
+    if (run.rate > 0 && mine && others && told_apart(*mine, *others)) pd_is_better[run.rate] = mine->median < others->median;
+  }
+  std::string out;
+  for (auto at = pd_is_better.begin(); at != pd_is_better.end() && std::next(at) != pd_is_better.end(); ++at) {
+    const auto above = std::next(at);
+    if (at->second == above->second) continue;
+    if (!out.empty()) return "";  // more than once: that is no side of a rate
+    const std::string &low = (at->second ? pd : other).arm.name, &high = (at->second ? other : pd).arm.name;
+    out = fmt::format(" By end-to-end latency the order turns between {:.2f} and {}: {} is better up to the one, {} from the other on.",
+                      at->first, c.at(above->first), low, high);
+  }
+  return out;
+}
+
 std::string on_disaggregation(const Comparison& c) {
   const std::vector<Rank> ranked = ranking_by_what_decides(c);
   const auto [pd, other] = opponents(ranked);
@@ -160,14 +214,18 @@ std::string on_disaggregation(const Comparison& c) {
   std::string details = v.better.empty() ? "" : "better: " + join(v.better);
   if (!v.worse.empty()) details += (details.empty() ? "worse: " : "; worse: ") + join(v.worse);
   const std::string against = fmt::format("against {}, the best arm without it{}", other->arm->arm.name,
-                                          details.empty() ? "" : fmt::format(" (at {:.2f} requests/s {})", c.rate, details));
+                                          details.empty() ? "" : fmt::format(" (at {} {})", c.at(c.rate), details));
   if (pd->failed || other->failed) return fmt::format("Requests failed, so whether disaggregation pays is not said; {}.", against);
+  const std::string turns = turn(c, *pd->arm, *other->arm);
   if (!told_apart(pd->figure, other->figure))
-    return v.better.size() <= v.worse.size() ? fmt::format("Disaggregation does not pay here: {} is alike {}.", what, against)
-                                             : fmt::format("Disaggregation does not change {} here, but other measures {}.", what, against);
+    return (v.better.size() <= v.worse.size()
+                ? fmt::format("Disaggregation does not pay here: {} is alike {}.", what, against)
+                : fmt::format("Disaggregation does not change {} here, but other measures {}.", what, against)) +
+           turns;
   const double mine = pd->figure.median, others = other->figure.median;
   return fmt::format("Disaggregation {} here: {} {} {}.", (mine > others) == !c.goodput_ms.empty() ? "pays" : "does not pay", what,
-                     others > 0 ? percent((mine - others) / others) : fmt::format("{:.2f}/s instead of none", mine), against);
+                     others > 0 ? percent((mine - others) / others) : fmt::format("{:.2f}/s instead of none", mine), against) +
+         turns;
 }
 
 }  // namespace
@@ -179,7 +237,7 @@ std::string advice(const Comparison& c) {
   std::string out;
   if (!c.goodput_ms.empty()) out = by_goodput(c);
   if (arms > 1) {
-    out += by_latency(c) + by_measure(c) + on_disaggregation(c);
+    out += by_latency(c) + by_measure(c) + by_capacity(c) + on_disaggregation(c);
   } else {
     out += "Only one arm was measured: there is nothing to compare it with.";
   }

@@ -125,6 +125,12 @@ double SaturationSearch::saturation() const {
   return probes_.empty() ? 0 : probes_.front().completed;
 }
 
+std::string SaturationSearch::saturation_words(const std::string& name) const {
+  if (low_ > 0) return "what " + name + " sustains";
+  if (high_ > 0) return "what " + name + " completed at the least rate that was tried, which it did not sustain";
+  return "what " + name + " completed when all came at once";
+}
+
 Campaign::Campaign(const CampaignOptions& options)
     : options_(options),
       searches_(options.arms, SaturationSearch(options.search)),
@@ -169,7 +175,10 @@ std::optional<Step> Campaign::next() {
     if (!planned_) {
       planned_ = true;
       for (std::size_t arm = 0; arm < options_.arms && rate_ <= 0; ++arm)
-        if (failures_[arm].empty()) rate_ = options_.overload * searches_[arm].saturation();
+        if (failures_[arm].empty() && searches_[arm].saturation() > 0) {
+          rate_ = options_.overload * searches_[arm].saturation();
+          rate_from_ = arm;
+        }
       if (rate_ > 0) {
         plan_repeats();
         plan_sweep();

@@ -55,8 +55,10 @@ class SaturationSearch {
   const std::vector<KeptUp>& probes() const { return probes_; }
   double sustained() const { return low_; }  // the highest rate; 0: none was
   double beyond() const { return high_; }    // the lowest that was not; 0: all were
-  // The answer: the highest sustained rate, else what was completed at the lowest one tried.
+  // The answer: the highest sustained rate, else what was completed at the lowest one tried, else of all at once.
   double saturation() const;
+  // Which of these it is, of arm `name`: "what tp2 sustains".
+  std::string saturation_words(const std::string& name) const;
   bool bracketed() const { return low_ > 0 && high_ > 0 && high_ <= low_ * options_.close_enough; }
 
  private:
@@ -99,6 +101,8 @@ class Campaign {
   void on_failure(std::string why);
 
   double rate() const { return rate_; }  // of the repeats; 0: not known yet
+  // Whose saturation it was made from; nullopt: it was given, or is not known.
+  std::optional<std::size_t> rate_from() const { return rate_from_; }
   // Only where the rate was to be found.
   const SaturationSearch* search(std::size_t arm) const { return options_.rate > 0 ? nullptr : &searches_[arm]; }
   const std::string& failure(std::size_t arm) const { return failures_[arm]; }  // "": none
@@ -124,6 +128,7 @@ class Campaign {
   std::vector<std::string> failures_;
   std::vector<double> capacities_;  // what each completed when it last had too much, requests/s; 0: it never had. For the estimate
   double rate_ = 0;
+  std::optional<std::size_t> rate_from_;
   bool planned_ = false;
   std::vector<Step> queue_;  // after the search
   std::size_t at_ = 0;

@@ -140,9 +140,11 @@ TEST(SaturationSearch, EndsWithoutAnAnswerToo) {
   }
   SaturationSearch slow{SearchOptions{}};
   slow.on_probe({0, 4, false});
+  EXPECT_EQ(slow.saturation_words("dp"), "what dp completed when all came at once");
   for (probes = 1; const auto rate = slow.next(); ++probes) slow.on_probe({*rate, *rate / 2, false});
   EXPECT_EQ(probes, SearchOptions{}.probes_max);
   EXPECT_EQ(slow.sustained(), 0);
+  EXPECT_THAT(slow.saturation_words("dp"), HasSubstr("what dp completed at the least rate"));
   EXPECT_DOUBLE_EQ(slow.saturation(), slow.beyond() / 2);
   EXPECT_FALSE(slow.bracketed());
   SaturationSearch endless{SearchOptions{}};
@@ -191,6 +193,8 @@ TEST(Campaign, SearchesEachArmThenRepeatsAllInAnOrderThatRotates) {
   EXPECT_THAT(arms_of(done, Purpose::kMeasure, 2), ElementsAre(2, 0, 1));
   EXPECT_DOUBLE_EQ(campaign.rate(), 1.23 * campaign.search(0)->saturation()) << "the first arm is just overloaded";
   EXPECT_NEAR(campaign.rate(), 1.23 * 2.0, 0.3);
+  EXPECT_EQ(campaign.rate_from(), 0U);
+  EXPECT_EQ(campaign.search(0)->saturation_words("tp2"), "what tp2 sustains");
   for (std::size_t i = 0; i < done.steps.size(); ++i) {
     const Step& s = done.steps[i];
     if (s.purpose == Purpose::kMeasure) {
@@ -219,6 +223,7 @@ TEST(Campaign, AGivenRateNeedsNoSearch) {
   const Done done = carry_out(campaign, {2, 3});
   EXPECT_TRUE(arms_of(done, Purpose::kSearch).empty());
   EXPECT_EQ(campaign.search(0), nullptr);
+  EXPECT_EQ(campaign.rate_from(), std::nullopt);
   std::vector<double> rates;
   for (const Step& s : done.steps) rates.push_back(s.rate);
   EXPECT_THAT(rates, ElementsAre(4, 4, 4, 1, 1, 3, 3));
@@ -249,6 +254,7 @@ TEST(Campaign, AnArmThatFailsHasNoFurtherStepsAndTheNextOneIsTheFirst) {
   EXPECT_EQ(std::ranges::count(done.steps, std::size_t{0}, &Step::arm), 1);
   EXPECT_EQ(campaign.failure(0), "did not start");
   EXPECT_NEAR(campaign.rate(), 1.23 * 2.0, 0.3);
+  EXPECT_EQ(campaign.rate_from(), 1U);
   EXPECT_THAT(arms_of(done, Purpose::kMeasure, 0), ElementsAre(1, 2));
 
   Campaign none(options);

@@ -112,7 +112,8 @@ class RequestSource {
     flags.mix_arrivals = static_cast<std::uint64_t>(draw);
     return load_dataset(flags, tokenizer_.get(), false);
   }
-  std::size_t size() const { return all_.size(); }
+  // Those that come at the rate.
+  std::size_t size() const { return flags_.name == "mix" ? static_cast<std::size_t>(flags_.num_prompts) : all_.size(); }
 
  private:
   DatasetFlags flags_;
@@ -169,8 +170,8 @@ void announce(const Comparison& c, const std::string& log) {
   std::vector<std::string> names;
   for (const ArmResult& arm : c.arms) names.push_back(arm.arm.name);
   std::fprintf(stderr, "%-9s%s\n", "compare",
-               fmt::format("{} on {} device(s), cores {}: {}; {} requests a run ({})", c.model, c.devices, c.cores, fmt::join(names, ", "),
-                           c.requests, c.dataset)
+               fmt::format("{} on {} device(s), cores {}: {}; {} {} a run ({})", c.model, c.devices, c.cores, fmt::join(names, ", "),
+                           c.requests, c.unit, c.dataset)
                    .c_str());
   for (const auto& [name, why] : c.left_out) std::fprintf(stderr, "%-9s%s is left out: %s\n", "note", name.c_str(), why.c_str());
   for (const std::string& note : c.notes) std::fprintf(stderr, "%-9s%s\n", "note", note.c_str());
@@ -187,6 +188,7 @@ Result<Comparison> run(CompareFlags& flags) {
   BATON_ASSIGN_OR_RETURN(Comparison c, prepare(flags, *files));
   BATON_ASSIGN_OR_RETURN(const auto source, RequestSource::open(flags.dataset, flags.burstiness, *files));
   c.requests = source->size();
+  if (flags.dataset.name == "mix") c.unit = "chats";
   c.overload = campaign.rate > 0 ? 0 : flags.overload;
   campaign.arms = c.arms.size();
   campaign.repeats = flags.repeats;

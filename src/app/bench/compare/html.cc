@@ -110,9 +110,9 @@ std::string html(const Comparison& c) {
   if (!c.notes.empty()) out += "<ul class=\"notes\">" + list(c.notes) + "</ul>\n";
   out += "<p class=\"advice\">" + h(advice(c)) + "</p>\n";
   if (c.first()) {
-    out += fmt::format("<h2>At {:.2f} requests per second</h2>", c.rate) + arms_table(c);
-    out +=
-        fmt::format("<p class=\"sub\">{} requests a run. {} Coloured is what the runs tell apart.</p>\n", c.requests, h(table_legend(c)));
+    out += fmt::format("<h2>At {}</h2>", c.at(c.rate)) + arms_table(c);
+    out += fmt::format("<p class=\"sub\">{} requests a run. {} Coloured is what the runs tell apart.</p>\n", c.requests_a_run(),
+                       h(table_legend(c)));
   }
   out += kinds_table(c);
   if (const auto lines = saturation_lines(c); !lines.empty()) out += "<h2>Saturation</h2><ul class=\"notes\">" + list(lines) + "</ul>\n";

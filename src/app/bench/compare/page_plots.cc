@@ -115,7 +115,7 @@ void add_itl_over_time(const Comparison& c, std::vector<Plot>& out) {
 std::optional<Plot> against_rate(const Comparison& c, const char* title, const char* y_title, double (*of)(const ArmRun&)) {
   Plot plot;
   plot.title = title;
-  plot.x = {"requests/s offered", false, 0, std::numeric_limits<double>::quiet_NaN(), {}};
+  plot.x = {c.unit + "/s offered", false, 0, std::numeric_limits<double>::quiet_NaN(), {}};
   plot.y = {y_title, false, 0, std::numeric_limits<double>::quiet_NaN(), {}};
   for (std::size_t a = 0; a < c.arms.size(); ++a) {
     std::map<double, std::vector<double>> by_rate;

@@ -63,6 +63,13 @@ int Comparison::failed() const {
   return sum;
 }
 
+std::string Comparison::at(double rate) const { return fmt::format("{:.2f} {}/s", rate, unit); }
+
+std::size_t Comparison::requests_a_run() const {
+  const ArmResult* arm = first();
+  return arm ? static_cast<std::size_t>(arm->measured().front()->report.completed + arm->measured().front()->report.failed) : requests;
+}
+
 const ArmResult* Comparison::first() const {
   for (const ArmResult& arm : arms)
     if (!arm.measured().empty()) return &arm;

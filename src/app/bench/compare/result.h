@@ -55,19 +55,24 @@ struct Comparison {
   std::string model, command, version, commit, date;
   std::string dataset;  // and its parameters, in words
   std::uint64_t seed = 0;
-  std::size_t requests = 0;
+  std::string unit = "requests";  // what rates count: of mix its chats, beside which long prompts come by the clock
+  std::size_t requests = 0;       // of that unit, in a run
   int devices = 0, repeats = 0;
   std::string cores;
   Machine machine;
   std::map<std::string, double> goodput_ms;
-  double rate = 0;      // of the repeats; 0: it did not come to them
-  double overload = 0;  // over the saturation of the first arm; 0: the rate was given
+  double rate = 0;        // of the repeats; 0: it did not come to them
+  double overload = 0;    // over `rate_from`; 0: the rate was given
+  std::string rate_from;  // "what tp2 sustains"
   std::vector<ArmResult> arms;
   std::vector<ArmPlan::LeftOut> left_out;
   std::vector<std::string> notes;  // what a reader must know before the figures: interrupted, a machine that is not idle
   double seconds = 0;
 
   int failed() const;
+  std::string at(double rate) const;  // "2.00 requests/s"
+  // All requests of a repeat, long prompts included; before there is one, `requests`.
+  std::size_t requests_a_run() const;
   // The arm that differences are against: the first that has repeats; nullptr: none has.
   const ArmResult* first() const;
 };

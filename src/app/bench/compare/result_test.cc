@@ -271,6 +271,50 @@ TEST(Table, AnArmWhoseRequestsFailedIsMarkedAndNotJudged) {
   EXPECT_THAT(table(comparison({arm("tp2", {{100, 20}})})), Not(HasSubstr("*")));
 }
 
+TEST(Advice, SaysWhichArmsAreOverloadedAndWhatEachSustains) {
+  auto c = comparison({arm("tp2", {{100, 40}}), arm("dp", {{100, 20}}), arm("pd", {{100, 10}}, true)});
+  EXPECT_THAT(advice(c), HasSubstr("At 2.00 requests/s pd finishes"));
+  EXPECT_THAT(advice(c), Not(HasSubstr("Sustained")));
+  c.arms[0].runs[0].kept_up.sustained = false;
+  c.arms[0].sustained = 1.6;
+  c.arms[0].beyond = 1.7;
+  c.arms[1].sustained = 4.6;
+  c.arms[2].beyond = 3;
+  EXPECT_THAT(advice(c),
+              HasSubstr("At 2.00 requests/s, where tp2 is overloaded and queueing grows with the length of the run, pd finishes"));
+  EXPECT_THAT(advice(c), HasSubstr("Sustained, requests/s: tp2 1.60, dp at least 4.60, pd less than 3.00."));
+}
+
+TEST(Advice, SaysOnWhichSideOfARateTheOrderTurns) {
+  auto c = comparison({arm("dp", {{100, 20}, {100, 20}}), arm("pd", {{100, 10}, {100, 10}}, true)});
+  const auto add = [&](double rate, double dp, double pd) {
+    c.arms[0].runs.push_back(run(dp, 1, 0, rate, Purpose::kSweep));
+    c.arms[1].runs.push_back(run(pd, 1, 0, rate, Purpose::kSweep));
+  };
+  EXPECT_THAT(advice(c), Not(HasSubstr("turns")));
+  add(0.5, 100, 300);
+  add(1, 100, 105);  // not told apart
+  add(3, 300, 200);
+  EXPECT_THAT(advice(c), HasSubstr("the order turns between 0.50 and 2.00 requests/s: dp is better up to the one, pd from the other on."));
+  add(4, 100, 300);
+  EXPECT_THAT(advice(c), Not(HasSubstr("turns"))) << "and back: no side of a rate";
+}
+
+TEST(Result, OfAMixTheRateCountsChatsAndTheRequestsAreThoseOfTheRuns) {
+  auto c = comparison({arm("tp2", {{100, 20}}), arm("pd", {{100, 10}}, true)});
+  c.unit = "chats";
+  c.requests = 15;  // chats; the runs had twenty requests
+  c.overload = 1.23;
+  c.rate_from = "what tp2 completed when all came at once";
+  c.arms[0].saturation = c.arms[0].sustained = 1.5;
+  EXPECT_EQ(to_json(c)["requests"], 20);
+  EXPECT_EQ(to_json(c)["rates_count"], "chats");
+  EXPECT_THAT(table(c), HasSubstr("20 requests at 2.00 chats/s: 1.23 times what tp2 completed when all came at once. Medians"));
+  EXPECT_THAT(table(c), HasSubstr("tp2: sustains 1.50 chats/s"));
+  EXPECT_THAT(advice(c), HasSubstr("At 2.00 chats/s pd finishes"));
+  EXPECT_EQ(to_json(comparison({}))["requests"], 20) << "as planned";
+}
+
 TEST(Advice, FailedRequestsForbidAVerdictAndAnArmThatFailedIsNotBest) {
   auto c = comparison({arm("dp", {{100, 20}}), arm("pd", {{10, 2}}, true)});
   c.arms[1].runs[0].outcomes[3].ok = false;

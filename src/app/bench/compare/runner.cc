@@ -13,8 +13,6 @@ namespace {
 constexpr Duration kStop = std::chrono::seconds(10);
 constexpr Duration kSilence = std::chrono::minutes(30);  // of one request: longer than the gateway lets one live
 
-std::string rate_words(double rate) { return rate > 0 ? fmt::format("{:.2f} requests/s", rate) : "all at once"; }
-
 std::string duration_words(double seconds) {
   return seconds < 90 ? fmt::format("{:.0f} s", seconds) : fmt::format("{:.0f} min", seconds / 60);
 }
@@ -44,6 +42,8 @@ void Runner::run() {
   }
   stop();
   comparison_.rate = campaign_.rate();
+  if (const auto from = campaign_.rate_from())
+    comparison_.rate_from = campaign_.search(*from)->saturation_words(comparison_.arms[*from].arm.name);
   for (std::size_t a = 0; a < comparison_.arms.size(); ++a) {
     ArmResult& arm = comparison_.arms[a];
     arm.failure = campaign_.failure(a);
@@ -131,9 +131,10 @@ void Runner::stop() {
 void Runner::tell(const Step& step, const ArmRun& run) {
   constexpr const char* kNames[] = {"search", "measure", "sweep"};
   const bool searched = step.purpose == Purpose::kSearch && step.rate > 0;
-  std::string line = fmt::format("{:<9}{:<18} {:<18} {:.1f} s, {:.2f} requests/s", kNames[static_cast<int>(step.purpose)],
-                                 comparison_.arms[step.arm].arm.name, rate_words(step.rate), run.report.duration,
-                                 searched ? run.kept_up.completed : run.report.request_throughput);
+  std::string line =
+      fmt::format("{:<9}{:<18} {:<18} {:.1f} s, {:.2f} {}/s", kNames[static_cast<int>(step.purpose)], comparison_.arms[step.arm].arm.name,
+                  rate_words(step.rate), run.report.duration, searched ? run.kept_up.completed : run.report.request_throughput,
+                  searched ? comparison_.unit : "requests");
   if (searched) line += run.kept_up.sustained ? ", sustained" : ", not sustained";
   if (searched && !run.kept_up.clear()) line += step.draw == 0 ? " (a narrow case)" : " (a narrow case; both runs decide)";
   if (!searched)
@@ -142,6 +143,8 @@ void Runner::tell(const Step& step, const ArmRun& run) {
   const std::string left = what_is_left();
   std::fprintf(stderr, "%s%s%s%s\n", terminal_ ? "\r\x1b[K" : "", line.c_str(), left.empty() ? "" : "; left: ", left.c_str());
 }
+
+std::string Runner::rate_words(double rate) const { return rate > 0 ? comparison_.at(rate) : "all at once"; }
 
 std::string Runner::what_is_left() const {
   const Campaign::Estimate left = campaign_.left(comparison_.requests, start_seconds_);

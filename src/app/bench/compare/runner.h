@@ -42,6 +42,7 @@ class Runner {
   void stop();
   bool interrupted();
   void tell(const Step& step, const ArmRun& run);
+  std::string rate_words(double rate) const;
   std::string what_is_left() const;
   void progress(const Step& step, std::size_t done, std::size_t all) const;
 

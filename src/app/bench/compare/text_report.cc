@@ -79,8 +79,8 @@ Json to_json(const ArmResult& arm, const Comparison& c) {
 
 std::string rate_words(const Comparison& c) {
   if (c.rate <= 0) return "not reached";
-  if (c.overload <= 0) return fmt::format("{:.2f} requests/s, as given", c.rate);
-  return fmt::format("{:.2f} requests/s: {:.2f} times what the first arm sustains", c.rate, c.overload);
+  if (c.overload <= 0) return c.at(c.rate) + ", as given";
+  return fmt::format("{}: {:.2f} times {}", c.at(c.rate), c.overload, c.rate_from);
 }
 
 }  // namespace
@@ -155,13 +155,13 @@ std::vector<std::string> saturation_lines(const Comparison& c) {
     if (arm.saturation <= 0) continue;
     std::string line = arm.arm.name + ": ";
     if (arm.sustained <= 0 && arm.beyond <= 0) {  // interrupted
-      line += fmt::format("completed {:.2f} requests/s when all came at once; no rate was tried", arm.saturation);
+      line += fmt::format("completed {} when all came at once; no rate was tried", c.at(arm.saturation));
     } else if (arm.sustained <= 0) {
-      line += fmt::format("sustains less than {:.2f} requests/s, the least tried; completed {:.2f} there", arm.beyond, arm.saturation);
+      line += fmt::format("sustains less than {}, the least tried; completed {:.2f} there", c.at(arm.beyond), arm.saturation);
     } else if (arm.beyond <= 0) {
-      line += fmt::format("sustains {:.2f} requests/s, the most tried", arm.sustained);
+      line += fmt::format("sustains {}, the most tried", c.at(arm.sustained));
     } else {
-      line += fmt::format("sustains {:.2f} requests/s, not {:.2f}", arm.sustained, arm.beyond);
+      line += fmt::format("sustains {}, not {:.2f}", c.at(arm.sustained), arm.beyond);
     }
     out.push_back(std::move(line));
   }
@@ -171,7 +171,7 @@ std::vector<std::string> saturation_lines(const Comparison& c) {
 std::vector<std::pair<std::string, std::string>> facts(const Comparison& c) {
   std::vector<std::pair<std::string, std::string>> out = {
       {"model", c.model},
-      {"requests", fmt::format("{} a run, {} repeats; {}; seed {}", c.requests, c.repeats, c.dataset, c.seed)},
+      {"requests", fmt::format("{} a run, {} repeats; {}; seed {}", c.requests_a_run(), c.repeats, c.dataset, c.seed)},
       {"rate", rate_words(c)},
       {"devices", fmt::format("{}, cores {}", c.devices, c.cores)},
       {"machine", fmt::format("{}, {} cores, kernels for {}, {}, Linux {}; load average {:.2f} before", c.machine.cpu, c.machine.cores,
@@ -193,7 +193,7 @@ std::string table(const Comparison& c) {
   for (const std::string& line : saturation_lines(c)) out += line + "\n";
   const std::vector<TableRow> rows = table_rows(c);
   if (!rows.empty()) {
-    out += fmt::format("\n{} requests at {}. {}\n\n", c.requests, rate_words(c), table_legend(c));
+    out += fmt::format("\n{} requests at {}. {}\n\n", c.requests_a_run(), rate_words(c), table_legend(c));
     std::string line1(22, ' '), line2(22, ' ');
     for (const Measure& m : measures()) {
       const auto [upper, lower] = short_title(m);
@@ -264,7 +264,8 @@ Json to_json(const Comparison& c) {
            {"seconds", c.seconds},
            {"dataset", c.dataset},
            {"seed", c.seed},
-           {"requests", c.requests},
+           {"requests", c.requests_a_run()},
+           {"rates_count", c.unit},
            {"repeats", c.repeats},
            {"devices", c.devices},
            {"cores", c.cores},
@@ -278,6 +279,7 @@ Json to_json(const Comparison& c) {
            {"goodput_ms", c.goodput_ms},
            {"request_rate", c.rate > 0 ? Json(c.rate) : Json()},
            {"overload", c.overload > 0 ? Json(c.overload) : Json()},
+           {"overload_of", c.rate_from},
            {"failed", c.failed()},
            {"troubles", troubles(c)},
            {"notes", c.notes},
