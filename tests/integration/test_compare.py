@@ -101,6 +101,20 @@ class CompareTest(harness.BatonTest):
         self.assertEqual(run["by_kind"]["long"]["total_input_tokens"], 300 * run["by_kind"]["long"]["completed"])
         self.assertRegex(result.stdout, r"pd +chat ")
 
+    def test_prompts_are_those_of_bench_serve(self):
+        harness.need_model()
+        custom, path = self.home.path / "custom.jsonl", self.home.path / "custom.json"
+        custom.write_text("".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(4)))
+        dataset = ("--dataset-name", "custom", "--dataset-path", custom, "--custom-output-len", 3, "--num-prompts", 4)
+        with_server = self.start("--kv-cache-memory-bytes", "128MiB", "--max-model-len", "512")
+        sent = json.loads(self.baton("bench", "serve", "--port", with_server.port, *dataset, "--json").stdout)
+        with_server.stop()
+        result = self.compare("--devices", 1, "--arms", "tp1", "--request-rate", 8, "--repeats", 1, "--json", path, *dataset, "--kv-cache-memory-bytes", "128MiB", "--max-model-len", 512)
+        self.assertEqual(result.returncode, 0, result.stderr + result.stdout)
+        run, = self.runs(json.loads(path.read_text()), "measure")
+        self.assertGreater(sent["total_input_tokens"], 4 * 15, "the chat template is in it")
+        self.assertEqual(run["total_input_tokens"], sent["total_input_tokens"])
+
     def test_an_arm_that_does_not_start_is_an_error_first(self):
         harness.need_model()
         result = self.compare("--devices", 1, "--request-rate", 5, "--max-model-len", 100000)
@@ -116,7 +130,7 @@ class CompareTest(harness.BatonTest):
         for args, words in ((("--devices", 3, "--arms", "pd"), "3 devices are not two equal halves"), (("--arms", "tp9", "--devices", 2), "`tp9` is not an arm"),
                             (("--cores", "0,0"), "core 0 is named twice"), (("--cores", "0:0", "--devices", 2), "overlap"), (("--no-enable-chunked-prefill",), "tpN-prefill-first"), (("--cores", "4000"), "core 4000"), (("--request-rate", "-1"), "--request-rate -1"), (("--goodput", "ttft"), "ttft:300"),
                             (("--html", self.home.path / "file" / "page.html"), "--html"), (("--json", self.home.path), "is a folder"),
-                            (("--output-dir", self.home.path / "file"), "--output-dir"), (("--devices", 64, "--arms", "tpN"), "64"), (("-tp", 2), "--devices"),
+                            (("--output-dir", self.home.path / "file"), "--output-dir"), (("--devices", 64, "--arms", "tpN"), "64"), (("-tp", 2), "--devices"), (("--threads", 2), "--cores"),
                             (("--dataset-name", "custom"), "--dataset-path")):
             result = self.compare(*args, timeout=30)
             self.assertEqual(result.returncode, 1, args)

@@ -11,40 +11,27 @@
 #include "app/bench/json_field.h"
 #include "app/bench/result_file.h"
 #include "app/bench/serve_flags.h"
+#include "app/bench/text_side.h"
 #include "app/paths.h"
-#include "model/model_files.h"
 
 namespace baton::app {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-// The model's text side, where its files can be read here.
-struct TextSide {
-  std::unique_ptr<text::Tokenizer> tokenizer;
-  std::unique_ptr<text::ChatTemplate> chat_template;
-  std::string source;  // the model whose it is
-};
-
-Result<TextSide> load_text(const BenchServeFlags& f, const std::string& root) {
-  TextSide side;
-  if (f.skip_tokenizer_init) return side;
-  side.source = f.tokenizer.empty() ? root : f.tokenizer;
-  const auto path = resolve_model(side.source);
+// The model's text side, where its files can be read here; `source` gets the model whose it is, "" for none.
+Result<TextSide> load_text(const BenchServeFlags& f, const std::string& root, std::string& source) {
+  source.clear();
+  if (f.skip_tokenizer_init) return TextSide();
+  const std::string model = f.tokenizer.empty() ? root : f.tokenizer;
+  const auto path = resolve_model(model);
   if (!path.ok()) {
     if (!f.tokenizer.empty()) return path.status();
-    side.source.clear();
-    return side;
+    return TextSide();
   }
   BATON_ASSIGN_OR_RETURN(const auto files, model::ModelFiles::open(*path));
-  BATON_ASSIGN_OR_RETURN(const model::TextFiles text, files->text());
-  BATON_ASSIGN_OR_RETURN(side.tokenizer, text::Tokenizer::from_json(text.tokenizer_json));
-  text::ChatTemplateOptions options;
-  options.source = text.chat_template.empty() ? text::default_chat_template() : text.chat_template;
-  options.bos_token = text.bos_token;
-  options.eos_token = text.eos_token;
-  BATON_ASSIGN_OR_RETURN(side.chat_template, text::ChatTemplate::create(options));
-  return side;
+  source = model;
+  return load_text_side(*files);
 }
 
 // Where the server is and what it serves go to f.load; the model's root is returned.
@@ -166,13 +153,12 @@ Status run(BenchServeFlags& f) {
     root = meet_server(f);
   }
   if (!root.ok()) return root.status();
-  BATON_ASSIGN_OR_RETURN(const TextSide text, load_text(f, *root));
+  RunFacts facts;
+  BATON_ASSIGN_OR_RETURN(const TextSide text, load_text(f, *root, facts.tokenizer_id));
   if (f.dataset.name == "custom" && !f.is_chat() && !f.dataset.skip_chat_template && !text.chat_template)
     std::fprintf(stderr, "baton: notice: the model's chat template is not readable here; prompts are sent as they are\n");
   BATON_ASSIGN_OR_RETURN(const auto requests, load_dataset(f.dataset, text.tokenizer.get(), f.is_chat(), text.chat_template.get()));
 
-  RunFacts facts;
-  facts.tokenizer_id = text.source;
   facts.times = planned_times(requests, f.load);
   facts.begun = static_cast<std::time_t>(clock.unix_seconds());
   const std::string path = f.saves() ? result_path(f, facts.begun) : "";

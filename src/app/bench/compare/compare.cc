@@ -15,6 +15,7 @@
 #include "app/bench/compare/runner.h"
 #include "app/bench/compare/text_report.h"
 #include "app/bench/serve_flags.h"
+#include "app/bench/text_side.h"
 #include "app/devices.h"
 #include "app/options.h"
 #include "app/paths.h"
@@ -98,9 +99,8 @@ class RequestSource {
     auto source = std::make_unique<RequestSource>();
     source->flags_ = flags;
     source->flags_.mix_burstiness = burstiness;
-    BATON_ASSIGN_OR_RETURN(const model::TextFiles text, files.text());
-    BATON_ASSIGN_OR_RETURN(source->tokenizer_, text::Tokenizer::from_json(text.tokenizer_json));
-    BATON_ASSIGN_OR_RETURN(source->all_, load_dataset(source->flags_, source->tokenizer_.get(), false));
+    BATON_ASSIGN_OR_RETURN(source->text_, load_text_side(files));
+    BATON_ASSIGN_OR_RETURN(source->all_, source->load(source->flags_));
     for (BenchRequest& request : source->all_) request.arrival_s = -1;  // a trace is sent at the rates of the comparison
     return source;
   }
@@ -110,14 +110,19 @@ class RequestSource {
     DatasetFlags flags = flags_;
     flags.mix_rate = rate;
     flags.mix_arrivals = static_cast<std::uint64_t>(draw);
-    return load_dataset(flags, tokenizer_.get(), false);
+    return load(flags);
   }
   // Those that come at the rate.
   std::size_t size() const { return flags_.name == "mix" ? static_cast<std::size_t>(flags_.num_prompts) : all_.size(); }
 
  private:
+  // As `baton bench serve` has them for /v1/completions.
+  Result<std::vector<BenchRequest>> load(const DatasetFlags& flags) const {
+    return load_dataset(flags, text_.tokenizer.get(), false, text_.chat_template.get());
+  }
+
   DatasetFlags flags_;
-  std::unique_ptr<text::Tokenizer> tokenizer_;
+  TextSide text_;
   std::vector<BenchRequest> all_;
 };
 
@@ -136,6 +141,10 @@ std::vector<std::string> serve_args(const CompareFlags& flags) {
 Result<Comparison> prepare(CompareFlags& flags, const model::ModelFiles& files) {
   if (flags.engine.tensor_parallel_size != 1)
     return Status(Code::kInvalidArgument, "--tensor-parallel-size: the arms have degrees of their own; say how many --devices there are");
+  if (flags.engine.threads != 0)
+    return Status(
+        Code::kInvalidArgument,
+        "--threads: a number for each engine would give arms with more engines more of the machine; --cores names each device's cores");
   if (!flags.engine.chunked_prefill)
     return Status(Code::kInvalidArgument, "--no-enable-chunked-prefill: that is the arm tpN-prefill-first; choose arms with --arms");
   Comparison c;
