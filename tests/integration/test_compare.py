@@ -55,6 +55,7 @@ class CompareTest(harness.BatonTest):
         self.assertEqual({run["failed"] for run in everything}, {0})
         self.assertEqual(len({(run["total_input_tokens"], run["total_output_tokens"]) for run in everything}), 1, "all runs have the same requests")
         self.assertEqual(figures["seed"], 5)
+        self.assertTrue(figures["finished"])
         for arm in figures["arms"]:
             runs = [run for run in arm["runs"] if run["purpose"] == "measure"]
             self.assertAlmostEqual(arm["figures"]["mean_tpot"]["median"], sum(run["mean_tpot_ms"] for run in runs) / 2, places=6)
@@ -129,7 +130,7 @@ class CompareTest(harness.BatonTest):
         before = logs()
         for args, words in ((("--devices", 3, "--arms", "pd"), "3 devices are not two equal halves"), (("--arms", "tp9", "--devices", 2), "`tp9` is not an arm"),
                             (("--cores", "0,0"), "core 0 is named twice"), (("--cores", "0:0", "--devices", 2), "overlap"), (("--no-enable-chunked-prefill",), "tpN-prefill-first"), (("--cores", "4000"), "core 4000"), (("--request-rate", "-1"), "--request-rate -1"), (("--goodput", "ttft"), "ttft:300"),
-                            (("--html", self.home.path / "file" / "page.html"), "--html"), (("--json", self.home.path), "is a folder"),
+                            (("--html", self.home.path / "file" / "page.html"), "--html"), (("--json", self.home.path), "is a folder"), (("--json", self.home.path / "one", "--html", self.home.path / "one"), "the same file"),
                             (("--output-dir", self.home.path / "file"), "--output-dir"), (("--devices", 64, "--arms", "tpN"), "64"), (("-tp", 2), "--devices"), (("--threads", 2), "--cores"),
                             (("--dataset-name", "custom"), "--dataset-path")):
             result = self.compare(*args, timeout=30)
@@ -143,7 +144,7 @@ class CompareTest(harness.BatonTest):
         harness.need_model()
         log = open(self.home.path / "compare.err", "wb")
         self.addCleanup(log.close)
-        process = subprocess.Popen([harness.PROGRAM, "bench", "compare", ALIAS, "--devices", "1", "--request-rate", "2", "--num-prompts", "6", "--repeats", "50", *map(str, SMALL)],
+        process = subprocess.Popen([harness.PROGRAM, "bench", "compare", ALIAS, "--devices", "1", "--request-rate", "2", "--num-prompts", "6", "--repeats", "50", "--json", str(self.home.path / "so-far.json"), *map(str, SMALL)],
                                    env=harness.environment(self.home), stdout=subprocess.PIPE, stderr=log, text=True, preexec_fn=harness._die_with_parent)
         self.addCleanup(process.kill)
         wait_until(lambda: re.search(r"^measure +tp1-", (self.home.path / "compare.err").read_text(), re.M), 120, "a first run")
@@ -163,7 +164,24 @@ class CompareTest(harness.BatonTest):
         process, children = self.begin()
         process.kill()
         process.communicate(timeout=10)
+        figures = json.loads((self.home.path / "so-far.json").read_text())
+        self.assertFalse(figures["finished"])
+        self.assertGreaterEqual(len(self.runs(figures, "measure")), 1, "what had ended is saved")
         wait_until(lambda: not any(alive(pid) for pid in children), 10, "all of its processes are gone")
+
+    def test_a_worker_that_is_started_again_ends_its_arm(self):
+        process, _ = self.begin()
+
+        def kill_until_it_is_told():
+            for pid in descendants(process.pid):
+                if pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:2] == [b"worker"]:
+                    os.kill(pid, signal.SIGKILL)
+            return re.search(r"^ERROR +tp1.*worker \S+ ended.* during a run, which does not count", (self.home.path / "compare.err").read_text(), re.M)
+
+        wait_until(kill_until_it_is_told, 120, "the error of the arm")
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+        self.assertRegex(out.splitlines()[0], r"^ERROR  tp1.*worker")
 
     def test_a_server_that_dies_ends_its_arm_only(self):
         process, _ = self.begin()

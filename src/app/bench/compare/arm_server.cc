@@ -9,11 +9,13 @@
 #include <cstring>
 #include <sstream>
 
+#include "app/local_http.h"
 #include "app/paths.h"
 
 namespace baton::app {
 namespace {
 
+constexpr Duration kAnswer = std::chrono::seconds(10);
 constexpr Duration kOften = std::chrono::milliseconds(20);
 constexpr std::string_view kReady = "ready    after";  // of serve's lines
 constexpr std::string_view kUrl = "http://127.0.0.1:";
@@ -80,6 +82,22 @@ std::string ArmServer::last_error() const {
   for (std::string line; std::getline(in, line);)  // the first is the cause
     if (const std::size_t at = line.find(kError); at != std::string::npos) return line.substr(at + kError.size());
   return "";
+}
+
+Result<Incarnations> ArmServer::workers() {
+  BATON_ASSIGN_OR_RETURN(LocalHttp http, LocalHttp::open("127.0.0.1", port_));
+  Result<HttpAnswer> answer = Status(Code::kUnavailable, "/debug/workers was not asked for");
+  const auto all_ready = [&] {
+    answer = http.get("/debug/workers", kAnswer);
+    return answer.ok() && not_ready(answer->body).empty();
+  };
+  run_until(all_ready, kAnswer);
+  if (!answer.ok()) return answer.status().with_context("/debug/workers");
+  if (const std::string name = not_ready(answer->body); !name.empty())
+    return Status(Code::kUnavailable, fmt::format("worker {} is not ready", name));
+  Incarnations found = incarnations_of(answer->body);
+  if (found.empty()) return Status(Code::kInternal, fmt::format("/debug/workers lists none (HTTP {})", answer->status));
+  return found;
 }
 
 std::string ArmServer::ended() {

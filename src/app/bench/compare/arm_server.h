@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "app/bench/compare/incarnations.h"
 #include "app/supervisor.h"
 #include "base/status.h"
 #include "net/event_loop.h"
@@ -24,6 +25,8 @@ class ArmServer {
   ArmServer& operator=(const ArmServer&) = delete;
 
   int port() const { return port_; }
+  // Which processes its workers are. Waits a while for one that is not ready; kUnavailable names it if that does not help.
+  Result<Incarnations> workers();
   // How it has ended by itself, if it has; "" while it runs.
   std::string ended();
   // Tells it to end and returns when it has; kills it after `limit`.

@@ -221,6 +221,11 @@ Result<Comparison> run(CompareFlags& flags) {
   announce(c, runner.log_path);
   const SystemClock clock;
   const TimePoint begin = clock.now();
+  runner.on_run = [&] {
+    c.seconds = to_seconds(clock.now() - begin);
+    if (const Status saved = flags.files.save_so_far(c); !saved.ok())
+      std::fprintf(stderr, "%-9s%s; the next run tries again\n", "ERROR", saved.to_string().c_str());
+  };
   Runner(std::move(runner), campaign, c).run();
   c.seconds = to_seconds(clock.now() - begin);
   return c;

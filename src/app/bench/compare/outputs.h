@@ -12,9 +12,11 @@ struct OutputFiles {
 
   // DIR/compare.json, .md and .html for those that are not named; makes the folder.
   Status add_folder(const std::string& folder);
-  // Before hours of runs: an error names the file that cannot be written.
+  // Before hours of runs: an error names the file that cannot be written, or that two of them are one.
   Status check() const;
-  // As many as can be; the first error.
+  // Between runs, so that an end without a word loses nothing: the JSON, whole or as it was.
+  Status save_so_far(const Comparison& comparison) const;
+  // As many as can be; the first error. A JSON that cannot be saved goes to stderr.
   Status write(const Comparison& comparison) const;
 };
 

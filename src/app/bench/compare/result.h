@@ -68,6 +68,7 @@ struct Comparison {
   std::vector<ArmPlan::LeftOut> left_out;
   std::vector<std::string> notes;  // what a reader must know before the figures: interrupted, a machine that is not idle
   double seconds = 0;
+  bool finished = false;  // all steps were carried out, or their arm failed
 
   int failed() const;
   std::string at(double rate) const;  // "2.00 requests/s"

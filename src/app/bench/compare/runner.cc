@@ -33,14 +33,24 @@ bool Runner::interrupted() {
 
 void Runner::run() {
   std::fprintf(stderr, "%-9s%s\n", "plan", what_is_left().c_str());
+  comparison_.finished = true;
   while (const auto step = campaign_.next()) {
+    comparison_.finished = false;
     const Went went = carry_out(*step);
+    take_stock();
     if (went == Went::kInterrupted || interrupted()) {
       comparison_.notes.push_back("interrupted: what had ended by then is all that follows");
       break;
     }
+    options_.on_run();
+    comparison_.finished = true;
   }
   stop();
+  for (const ArmResult& arm : comparison_.arms)
+    if (std::string note = too_short(arm, comparison_.requests); !note.empty()) comparison_.notes.push_back(std::move(note));
+}
+
+void Runner::take_stock() {
   comparison_.rate = campaign_.rate();
   if (const auto from = campaign_.rate_from())
     comparison_.rate_from = campaign_.search(*from)->saturation_words(comparison_.arms[*from].arm.name);
@@ -52,7 +62,6 @@ void Runner::run() {
       arm.beyond = search->beyond();
       arm.saturation = search->saturation();
       arm.bracketed = search->bracketed();
-      if (std::string note = too_short(arm, comparison_.requests); !note.empty()) comparison_.notes.push_back(std::move(note));
     }
   }
 }
@@ -76,12 +85,18 @@ Runner::Went Runner::carry_out(const Step& step) {
   load.request_rate = options_.own_times ? 0 : step.rate;
   LoadResult result = run_load(*requests, load, [&](std::size_t done) { progress(step, done, requests->size()); });
   if (result.interrupted) return Went::kInterrupted;
+  if (const std::string what = what_ended(); !what.empty())
+    return fail(fmt::format("{} during a run, which does not count; the log is {}", what, options_.log_path));
   arm.runs.push_back(make_run(step, std::move(result.outcomes), result.duration, comparison_.goodput_ms));
-  if (const std::string how = server_->ended(); !how.empty())
-    return fail(fmt::format("baton serve {} during a run; the log is {}", how, options_.log_path));
   campaign_.on_run(arm.runs.back().kept_up);
   tell(step, arm.runs.back());
   return Went::kWell;
+}
+
+std::string Runner::what_ended() {
+  if (const std::string how = server_->ended(); !how.empty()) return "baton serve " + how;
+  const auto now = server_->workers();
+  return now.ok() ? change(workers_, *now) : now.status().message();
 }
 
 LoadOptions Runner::load_options(const std::string& name, int draw) {
@@ -119,6 +134,7 @@ Status Runner::start(std::size_t arm) {
     for (const RequestOutcome& o : result.outcomes)
       if (!o.ok) return Status(Code::kUnavailable, fmt::format("a warm-up request failed: {}; the log is {}", o.error, options_.log_path));
   }
+  BATON_ASSIGN_OR_RETURN(workers_, server_->workers());
   start_seconds_ = to_seconds(clock.now() - begin);
   return {};
 }

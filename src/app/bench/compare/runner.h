@@ -26,6 +26,7 @@ struct RunnerOptions {
   int warmups = 0;         // requests
   Duration start_limit{};
   std::function<Result<std::vector<BenchRequest>>(double rate, int draw)> requests;  // those for a rate (0: all at once) and draw
+  std::function<void()> on_run;                                                      // after each: the comparison is what there is so far
 };
 
 class Runner {
@@ -39,10 +40,12 @@ class Runner {
   Went carry_out(const Step& step);
   LoadOptions load_options(const std::string& name, int draw);  // of the next run
   Status start(std::size_t arm);
+  std::string what_ended();  // of the server, since it was warm; "": nothing
   void stop();
   bool interrupted();
   void tell(const Step& step, const ArmRun& run);
   std::string rate_words(double rate) const;
+  void take_stock();  // of the campaign, into the comparison
   std::string what_is_left() const;
   void progress(const Step& step, std::size_t done, std::size_t all) const;
 
@@ -52,6 +55,7 @@ class Runner {
   net::EventLoop loop_;  // for signals
   bool interrupted_ = false;
   std::unique_ptr<ArmServer> server_;
+  Incarnations workers_;      // of server_, since it was warm
   int runs_ = 0;              // begun, for what must differ between them
   double start_seconds_ = 2;  // of the last start
   const bool terminal_;

@@ -262,6 +262,7 @@ Json to_json(const Comparison& c) {
            {"commit", c.commit},
            {"date", c.date},
            {"seconds", c.seconds},
+           {"finished", c.finished},
            {"dataset", c.dataset},
            {"seed", c.seed},
            {"requests", c.requests_a_run()},
