@@ -96,14 +96,20 @@ std::string by_goodput(const Comparison& c) {
   return out;
 }
 
+// By the search, which looks twice where chance may decide; at rates that it leaves open, by the repeats.
+bool overloaded(const Comparison& c, const ArmResult& arm) {
+  const auto runs = arm.measured();
+  if (runs.empty() || (arm.sustained > 0 && c.rate <= arm.sustained)) return false;
+  if (arm.beyond > 0 && c.rate >= arm.beyond) return true;
+  const auto behind = std::ranges::count_if(runs, [](const ArmRun* run) { return !run->kept_up.failed && !run->kept_up.sustained; });
+  return 2 * behind > std::ssize(runs);
+}
+
 // What these repeats are of: latencies of an arm that does not keep up are as long as the run is.
 std::string regime(const Comparison& c) {
   std::vector<std::string> names;
-  for (const ArmResult& arm : c.arms) {
-    const auto runs = arm.measured();
-    const auto behind = std::ranges::count_if(runs, [](const ArmRun* run) { return !run->kept_up.failed && !run->kept_up.sustained; });
-    if (2 * behind > std::ssize(runs)) names.push_back(arm.arm.name);
-  }
+  for (const ArmResult& arm : c.arms)
+    if (overloaded(c, arm)) names.push_back(arm.arm.name);
   if (names.empty()) return "";
   return fmt::format(", where {} overloaded and queueing grows with the length of the run,",
                      join(names) + (names.size() > 1 ? " are" : " is"));

@@ -54,7 +54,7 @@ int ArmResult::failed() const {
 }
 
 bool ArmResult::clean() const {
-  return std::ranges::none_of(measured(), [](const ArmRun* run) { return run->report.failed > 0; });
+  return std::ranges::none_of(runs, [](const ArmRun& run) { return run.purpose == Purpose::kMeasure && run.report.failed > 0; });
 }
 
 int Comparison::failed() const {

@@ -269,6 +269,10 @@ TEST(Table, AnArmWhoseRequestsFailedIsMarkedAndNotJudged) {
   EXPECT_THAT(table(c), HasSubstr("*: requests failed"));
   EXPECT_THAT(markdown(c), HasSubstr("| pd \\* |"));
   EXPECT_THAT(table(comparison({arm("tp2", {{100, 20}})})), Not(HasSubstr("*")));
+  c = comparison({arm("tp2", {{100, 20}, {100, 20}})});
+  c.arms[0].runs[1].report.completed = 0;
+  c.arms[0].runs[1].report.failed = 20;
+  EXPECT_TRUE(table_rows(c)[0].failed) << "a repeat of which nothing is left";
 }
 
 TEST(Advice, SaysWhichArmsAreOverloadedAndWhatEachSustains) {
@@ -283,6 +287,12 @@ TEST(Advice, SaysWhichArmsAreOverloadedAndWhatEachSustains) {
   EXPECT_THAT(advice(c),
               HasSubstr("At 2.00 requests/s, where tp2 is overloaded and queueing grows with the length of the run, pd finishes"));
   EXPECT_THAT(advice(c), HasSubstr("Sustained, requests/s: tp2 1.60, dp at least 4.60, pd less than 3.00."));
+  c.arms[0].runs[0].kept_up.sustained = true;  // by chance: the search knows better
+  EXPECT_THAT(advice(c), HasSubstr("where tp2 is overloaded"));
+  c.arms[0].sustained = c.arms[0].beyond = 0;
+  EXPECT_THAT(advice(c), Not(HasSubstr("overloaded")));
+  c.arms[1].runs[0].kept_up.sustained = false;
+  EXPECT_THAT(advice(c), Not(HasSubstr("overloaded"))) << "dp sustained more";
 }
 
 TEST(Advice, SaysOnWhichSideOfARateTheOrderTurns) {
