@@ -172,13 +172,24 @@ class CompareTest(harness.BatonTest):
     def test_a_worker_that_is_started_again_ends_its_arm(self):
         process, _ = self.begin()
 
-        def kill_until_it_is_told():
-            for pid in descendants(process.pid):
-                if pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:2] == [b"worker"]:
-                    os.kill(pid, signal.SIGKILL)
-            return re.search(r"^ERROR +tp1.*worker \S+ ended.* during a run, which does not count", (self.home.path / "compare.err").read_text(), re.M)
+        log = self.home.path / "run" / f"compare-{process.pid}.log"
 
-        wait_until(kill_until_it_is_told, 120, "the error of the arm")
+        def kill_under_load():
+            ports = re.findall(r"(?s)ready    after.*?http://127\.0\.0\.1:(\d+)", log.read_text())
+            try:
+                workers = harness.get(int(ports[-1]), "/debug/workers", timeout=2).json() if ports else []
+                if not any(worker["running"] > 0 and worker["generation_tokens"] > 2 * 18 for worker in workers):  # beyond the warm-up
+                    return False
+                killed = [pid for pid in descendants(process.pid) if pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:2] == [b"worker"]]
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+            except OSError:  # it has been stopped since
+                return False
+            return killed
+
+        wait_until(kill_under_load, 60, "a worker under load")
+        told = r"^ERROR +tp1.*worker \S+ ended and was started again during a run, which does not count"
+        wait_until(lambda: re.search(told, (self.home.path / "compare.err").read_text(), re.M), 60, "the error of the arm")
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)
         self.assertRegex(out.splitlines()[0], r"^ERROR  tp1.*worker")
