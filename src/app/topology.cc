@@ -5,15 +5,16 @@
 #include <algorithm>
 #include <charconv>
 #include <set>
+#include <utility>
 
 #include "app/devices.h"
 #include "model/decoder.h"
+#include "transfer/messages.h"
 
 namespace baton::app {
 namespace {
 
 constexpr int kInstancesMax = 256;  // of one role
-constexpr int kRanksMax = 256;      // of one instance: the parts that a hand-off can name
 
 // Reads a number of one to three digits, and moves `at` behind it.
 std::optional<int> number(const char*& at, const char* end) {
@@ -180,8 +181,10 @@ Status check_degrees(const model::ModelFiles& files, std::span<const WorkerPlan>
   for (const WorkerPlan& worker : workers) {
     if (!sound.insert(worker.ranks).second) continue;
     if (const auto plan = model::shard_plan(files, worker.ranks); !plan.ok()) return plan.status().with_context(worker.name);
-    if (worker.ranks > kRanksMax)
-      return {Code::kInvalidArgument, fmt::format("{}: a degree of {}; at most {} are possible", worker.name, worker.ranks, kRanksMax)};
+    // A hand-off names a part of the pool for each rank.
+    constexpr std::size_t kMost = transfer::Limits::kParts;
+    if (std::cmp_greater(worker.ranks, kMost))
+      return {Code::kInvalidArgument, fmt::format("{}: a degree of {}; at most {} are possible", worker.name, worker.ranks, kMost)};
   }
   return {};
 }

@@ -114,6 +114,15 @@ TEST_F(PlacementTest, RolesDecideWhoDoesWhat) {
   EXPECT_EQ(where(), std::tuple(0, true, true)) << "prefill alone";
 }
 
+TEST_F(PlacementTest, WhoTakesNoHandOffsDecodesWhatItPrefills) {
+  build({{"p0", Role::kPrefill}, {"b0", Role::kBoth}, {"b1", Role::kBoth}});
+  report(1, [](auto& s) { s.takes_handoffs = false; });
+  EXPECT_EQ(decode(need(8)).worker, WorkerId(2)) << "the other one takes them";
+  registry_->on_poll_failed(TimePoint{}, WorkerId(2), true, "refused");
+  EXPECT_EQ(decode(need(8)).worker, WorkerId(1));
+  EXPECT_TRUE(decode(need(8)).local_prefill) << "though there is a prefill worker";
+}
+
 TEST_F(PlacementTest, TriedWorkersComeLastOrNotAtAll) {
   build({{"p0", Role::kPrefill}, {"p1", Role::kPrefill}, {"d0", Role::kDecode}});
   EXPECT_EQ(prefill(need(8), {.refused = {}, .failed = {WorkerId(0)}}), WorkerId(1));

@@ -230,6 +230,22 @@ TEST_F(WorkerTest, BackpressureBeginsAtTheReservation) {
   (void)lease_of(*decode(d, request(80, 20)));
 }
 
+TEST_F(WorkerTest, AnInstanceOverSeveralHostsTakesWholeRequestsOnly) {
+  TestWorker w(loop_, "w", 8, 160, [](WorkerOptions& o) { o.takes_handoffs = false; }), d(loop_, "d", 8, 160);
+  EXPECT_FALSE(w.worker->status().takes_handoffs);
+  const auto r = request(30, 5);
+  const auto target = decode(w, r), lease = decode(d, r);
+  const auto source = prefill(w, d, r, lease_of(*lease));
+  ASSERT_TRUE(until([&] { return target->done.has_value() && source->done.has_value(); }));
+  for (const auto& refused : {target, source}) {
+    EXPECT_EQ(refused->status, 503);
+    EXPECT_THAT(refused->body, HasSubstr("whole requests only"));
+  }
+  const auto whole = decode(w, r, true);
+  ASSERT_TRUE(until([&] { return whole->done.has_value(); }));
+  expect_reference(*whole, r, 5);
+}
+
 TEST_F(WorkerTest, PairsThatCannotWorkAreRefusedByName) {
   TestWorker p(loop_, "p", 16, 64, [](WorkerOptions& o) { o.model_digest = "other"; }), d(loop_, "d", 8, 160);
   const auto r = request(30, 5);
